@@ -1,0 +1,117 @@
+"""What flows between stages: the schemas of the tables, and the record that lies beside every output.
+
+A *manifest* has one row a sample; `removed.parquet` has one row for everything a stage dropped, with its reason and,
+where another image was the cause, that witness. `record.json` says what made an output and how many went in, stayed and
+were dropped; it holds nothing that differs between two runs of the same params and inputs.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from dinov2.params import InputError
+
+IMAGE_RECORDS = pa.schema(
+    [
+        ("url", pa.string()),  # absolute URL of the image, as resolved against its page
+        ("page_url", pa.string()),
+        ("alt", pa.string()),  # empty where the page gave none
+        ("warc", pa.string()),  # WARC file that holds the response, relative to the crawl; null: fetch by HTTP
+        ("warc_offset", pa.int64()),  # bytes; null where warc is
+    ]
+)
+
+MANIFEST = pa.schema(
+    [
+        ("id", pa.string()),  # sha256 of the image's bytes, hexadecimal
+        ("shard", pa.string()),  # name of the blob in the store that holds it
+        ("offset", pa.int64()),  # bytes from the start of the shard
+        ("length", pa.int64()),  # bytes
+        ("width", pa.int32()),  # pixels
+        ("height", pa.int32()),  # pixels
+        ("mime", pa.string()),
+        ("url", pa.string()),
+        ("page_url", pa.string()),
+        ("label", pa.string()),  # null where unknown
+    ]
+)
+
+CURATED = MANIFEST.append(pa.field("origin", pa.string())).append(  # seed | sample | cluster: how it was chosen
+    pa.field("seed_id", pa.string())  # the seed image that chose it; its own id for a seed
+).append(pa.field("cosine", pa.float32())).append(pa.field("cluster", pa.int32()))
+
+REMOVED = pa.schema(
+    [
+        ("id", pa.string()),  # null where nothing was downloaded
+        ("url", pa.string()),
+        ("reason", pa.string()),
+        ("witness_id", pa.string()),  # the image that caused the removal; null where none did
+        ("cosine", pa.float32()),  # similarity to the witness; null where none was computed
+    ]
+)
+
+
+class Summary(BaseModel):
+    """What a stage says of its work: counts that add up (`num_in` = `num_kept` + all `dropped`) and its metrics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_in: int
+    num_kept: int
+    dropped: dict[str, int]
+    metrics: dict[str, float]
+
+
+def write_table(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write `rows` as a Parquet file of exactly `schema`, by a temporary name; returns their number."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
+    return table.num_rows
+
+
+def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Rows of a Parquet file that must hold at least the columns of `schema`, with those types.
+
+    Raises InputError if the file is absent, cut short, or of another schema.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
+    for field in schema:
+        position = table.schema.get_field_index(field.name)
+        if position < 0 or table.schema.field(position).type != field.type:
+            raise InputError(f"{path} has no column '{field.name}' of type {field.type}; make it again (dvc repro)")
+    return table.select(schema.names).to_pylist()
+
+
+def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Number of removed rows a reason, in alphabetical order."""
+    return dict(sorted(Counter(row["reason"] for row in rows).items()))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON with sorted keys and a final newline, by a temporary name that is then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

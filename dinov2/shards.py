@@ -1,0 +1,101 @@
+"""Shards: plain WebDataset tars of images, read in order or at random.
+
+A shard holds `<id>.<ext>` and `<id>.json` for every image, in the order they were added, with no owner and no time, so
+that the same images give the same bytes. Its index (`<shard>.index.json` inside the tar's last member) is not needed by
+readers that have a manifest: a manifest row gives shard, offset and length.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dinov2.store import Store
+
+EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif"}
+
+
+class ShardWriter:
+    """Packs images into shards of about `shard_mb` and puts each finished one into the store.
+
+    with ShardWriter(store, work / "shards", shard_mb=1000) as writer:
+        writer.add(data, row)          # row: the sample's columns, without shard, offset, length, id
+    writer.rows                        # rows of MANIFEST's columns
+    """
+
+    def __init__(self, store: Store, folder: Path, *, shard_mb: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._store = store
+        self._path = folder / "open-shard.tar"
+        self._limit_bytes = shard_mb * 1_000_000
+        self._pending: list[dict[str, Any]] = []
+        self._tar: tarfile.TarFile | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, data: bytes, row: Mapping[str, Any]) -> str:
+        """Append one image; returns its id. `row` needs at least `mime`."""
+        if self._tar is None:
+            self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
+        sample_id = hashlib.sha256(data).hexdigest()
+        offset = self._append(f"{sample_id}.{EXTENSIONS[row['mime']]}", data)
+        about = {key: value for key, value in row.items() if key not in ("shard", "offset", "length", "id")}
+        self._append(f"{sample_id}.json", json.dumps(about, sort_keys=True).encode())
+        self._pending.append({**row, "id": sample_id, "offset": offset, "length": len(data)})
+        if self._tar.offset >= self._limit_bytes:
+            self._finish()
+        return sample_id
+
+    def _append(self, name: str, data: bytes) -> int:
+        assert self._tar is not None
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return self._tar.offset - padded
+
+    def _finish(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        shard = self._store.add(self._path, ".tar")
+        self.rows.extend({**row, "shard": shard} for row in self._pending)
+        self._pending = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._finish()
+        elif self._tar is not None:
+            self._tar.close()
+
+
+class ShardReader:
+    """Random access to the images of shards; keeps one open file a shard. Safe to share between threads."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._files: dict[str, int] = {}
+
+    def read(self, row: Mapping[str, Any]) -> bytes:
+        """Bytes of the image of a manifest row. Raises InputError if the blob is absent, OSError if it is cut short."""
+        shard = row["shard"]
+        if shard not in self._files:
+            self._files[shard] = os.open(self._store.local(shard), os.O_RDONLY)
+        data = os.pread(self._files[shard], row["length"], row["offset"])
+        if len(data) != row["length"]:
+            raise OSError(f"shard {shard} is cut short: {len(data)} of {row['length']} bytes at {row['offset']}")
+        return data
+
+    def close(self) -> None:
+        """Close every shard that was opened."""
+        for handle in self._files.values():
+            os.close(handle)
+        self._files = {}
