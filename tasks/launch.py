@@ -1,0 +1,305 @@
+"""Where a stage runs: in a process of this machine, on SLURM, or in this very process; always through submitit.
+
+A submission is remembered in `<folder>/job.json`. Called again while that job lives, `run_job` follows it instead of
+submitting twice; called after it ended unwatched, it takes its results. The results are trusted only when every rank has
+left one, since a scheduler's word about a killed or requeued job is not reliable.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+import psutil
+import submitit
+from pydantic import Field
+from submitit.core.utils import FailedSubmissionError, JobPaths, pickle_load
+
+from dinov2.params import InputError, Params, validate
+from dinov2.records import write_json
+
+POLL_S = 0.1
+RESULT_GRACE_S = 15.0  # a result may reach a shared file system after the scheduler calls its job ended
+ACTIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "STOPPED"}
+
+
+class Resources(Params):
+    """What a stage's job asks for."""
+
+    nodes: Annotated[int, Field(ge=1)]
+    """Machines; more than one only on SLURM."""
+    gpus_per_node: Annotated[int, Field(ge=0)]
+    """One process a GPU; none: one process a node, on the CPU."""
+    cpus_per_task: Annotated[int, Field(ge=1)]
+    """Cores of each process; also its number of compute threads."""
+    memory_gb: Annotated[int, Field(ge=1)]
+    """Memory of each node (SLURM)."""
+    timeout_min: Annotated[int, Field(ge=1)]
+    """The job is stopped after this long; training saves first and is taken up again."""
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Processes a node."""
+        return max(1, self.gpus_per_node)
+
+
+class LaunchParams(Params):
+    """Section `launch` of params.yaml: where and how, never what; no stage depends on it."""
+
+    cluster: Literal["local", "slurm", "debug"]
+    """`local`: a process here; `slurm`: sbatch; `debug`: in the calling process, for a debugger."""
+    partition: str | None
+    """SLURM partition; null: the cluster's default."""
+    account: str | None
+    """SLURM account; null: the user's default."""
+    setup: list[str]
+    """Shell lines that run before the job's Python, e.g. `module load cuda`."""
+    default: Resources
+    """Resources of a stage that `stages` does not name."""
+    stages: dict[str, Resources]
+    """Resources by stage."""
+
+    def resources(self, stage: str) -> Resources:
+        """What `stage` asks for."""
+        return self.stages.get(stage, self.default)
+
+
+class JobFailedError(Exception):
+    """A job that ended without results; `trace` is what it left, for the log."""
+
+    def __init__(self, sentence: str, trace: str) -> None:
+        super().__init__(sentence)
+        self.trace = trace
+
+
+class Submission(Params):
+    """A job that was submitted, as `job.json` remembers it."""
+
+    cluster: str
+    job_id: str
+    folder: str
+    num_tasks: int
+    process_started: float | None  # the local controller's start time, since process numbers are used again
+
+    def paths(self, task: int) -> JobPaths:
+        """Where submitit puts the files of one rank."""
+        return JobPaths(self.folder, self.job_id, task)
+
+    def process(self) -> psutil.Process | None:
+        """The local job's controller, if it still lives."""
+        try:
+            process = psutil.Process(int(self.job_id))
+            if process.create_time() == self.process_started and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        except psutil.NoSuchProcess:
+            pass
+        return None
+
+    def is_alive(self) -> bool:
+        """Whether the job is waiting or running. On SLURM by squeue: sacct calls a requeued job ended."""
+        if self.cluster == "local":
+            return self.process() is not None
+        if self.cluster == "slurm":
+            return slurm_state(self.job_id) in ACTIVE
+        return False
+
+    def outcomes(self) -> list[tuple[str, Any]]:
+        """("success", value) or ("error", trace) of every rank that has left one."""
+        pickles = [self.paths(task).result_pickle for task in range(self.num_tasks)]
+        return [pickle_load(path) for path in pickles if path.exists()]
+
+    def cancel(self) -> None:
+        """End the job and all its processes."""
+        if self.cluster == "slurm":
+            subprocess.run(["scancel", self.job_id], check=False)
+            return
+        controller = self.process()
+        if controller is None:
+            return
+        family = [controller, *controller.children(recursive=True)]
+        for process in family:
+            _send(process, signal.SIGINT)
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for process in alive:
+            _send(process, signal.SIGKILL)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def slurm_state(job_id: str) -> str:
+    """SLURM's word for the job's state; empty when it is no longer known."""
+    command = ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
+        return "PENDING"  # the controller does not answer: not a sign that the job ended
+    lines = answer.stdout.split()
+    return lines[0] if lines else ""
+
+
+def run_job(
+    job: Callable[[], Any], *, stage: str, name: str, folder: Path, params: LaunchParams, show: Callable[[str], None]
+) -> list[Any]:
+    """Run `job` on every rank and return their results; follows a living job or takes a finished one's results first.
+
+    `stage` picks the resources, `name` is the job's, `folder` is its home and `show` gets each line rank 0 prints.
+    Raises JobFailedError when a rank failed or the job vanished, InputError when the scheduler refuses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if params.cluster == "debug":
+        return _executor(stage, name, folder, params).submit(job).results()
+    submission = _remembered(folder / "job.json")
+    if submission is not None and submission.is_alive():
+        show(f"re-attaching to job {submission.job_id}, which is still running")
+    elif submission is not None and _all_succeeded(submission):
+        show(f"job {submission.job_id} ended while nobody watched; taking its results")
+    else:
+        submission = _submit(job, stage, name, folder, params)
+    previous = {number: signal.signal(number, _cancelling(submission)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _follow(submission, show)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _remembered(path: Path) -> Submission | None:
+    if not path.exists():
+        return None
+    return validate(Submission, json.loads(path.read_text()), where=str(path))
+
+
+def _all_succeeded(submission: Submission) -> bool:
+    outcomes = submission.outcomes()
+    return len(outcomes) == submission.num_tasks and all(kind == "success" for kind, _ in outcomes)
+
+
+def _executor(stage: str, name: str, folder: Path, params: LaunchParams) -> submitit.AutoExecutor:
+    resources = params.resources(stage)
+    executor = submitit.AutoExecutor(folder=folder, cluster=params.cluster)
+    executor.update_parameters(
+        name=name,
+        nodes=resources.nodes,
+        tasks_per_node=resources.tasks_per_node,
+        gpus_per_node=resources.gpus_per_node,
+        cpus_per_task=resources.cpus_per_task,
+        mem_gb=resources.memory_gb,
+        timeout_min=resources.timeout_min,
+        stderr_to_stdout=True,
+    )
+    if params.cluster == "slurm":
+        optional = {"slurm_partition": params.partition, "slurm_account": params.account}
+        executor.update_parameters(
+            slurm_srun_args=["--kill-on-bad-exit=1"],
+            slurm_setup=params.setup,
+            **{key: value for key, value in optional.items() if value is not None},
+        )
+    return executor
+
+
+def _submit(job: Callable[[], Any], stage: str, name: str, folder: Path, params: LaunchParams) -> Submission:
+    attempts = [int(path.name) for path in (folder / "attempts").glob("*")]
+    attempt = folder / "attempts" / str(max(attempts, default=0) + 1)  # of its own: job numbers are used again
+    attempt.mkdir(parents=True, mode=0o700)
+    resources = params.resources(stage)
+    try:
+        submitted = _executor(stage, name, attempt, params).submit(job)
+    except (FailedSubmissionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"{params.cluster} refused the job of {stage}: {reason}; mend `launch:` in params.yaml") from error
+    submission = Submission(
+        cluster=params.cluster,
+        job_id=str(submitted.job_id),
+        folder=str(attempt),
+        num_tasks=resources.nodes * resources.tasks_per_node,
+        process_started=psutil.Process(int(submitted.job_id)).create_time() if params.cluster == "local" else None,
+    )
+    write_json(folder / "job.json", submission.model_dump())
+    return submission
+
+
+def _cancelling(submission: Submission) -> Callable[[int, FrameType | None], NoReturn]:
+    def cancel(number: int, frame: FrameType | None) -> NoReturn:
+        submission.cancel()
+        raise KeyboardInterrupt(f"stopped by signal {number}; job {submission.job_id} was cancelled")
+
+    return cancel
+
+
+def _follow(submission: Submission, show: Callable[[str], None]) -> list[Any]:
+    log = LogTail(submission.paths(0).stdout, show)
+    ended_at: float | None = None
+    while True:
+        log.read()
+        outcomes = submission.outcomes()
+        failed = [value for kind, value in outcomes if kind == "error"]
+        if failed:
+            submission.cancel()  # the other ranks would wait for the failed one for ever
+            log.read()
+            last = failed[0].strip().splitlines()[-1]
+            raise JobFailedError(f"job {submission.job_id} failed: {last}; its log is {log.path}", failed[0])
+        if len(outcomes) == submission.num_tasks:
+            log.read()
+            return [value for _, value in outcomes]
+        if not submission.is_alive():
+            ended_at = ended_at or time.monotonic()
+            grace_s = RESULT_GRACE_S if submission.cluster == "slurm" else 1.0
+            if time.monotonic() - ended_at > grace_s:
+                sentence = f"job {submission.job_id} ended without a result (killed, or out of memory?)"
+                raise JobFailedError(f"{sentence}; its log is {log.path}", log.last())
+        else:
+            ended_at = None
+        time.sleep(POLL_S if submission.cluster != "slurm" else 10 * POLL_S)
+
+
+class LogTail:
+    """Passes on what a growing log file says, line by line; submitit's own lines are left in the file."""
+
+    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
+        self.path = path
+        self._show = show
+        self._position = 0
+
+    def read(self) -> None:
+        """Show the whole lines that came since the last call."""
+        if not self.path.exists() or self.path.stat().st_size <= self._position:
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self._position)
+            data = stream.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if not line.startswith("submitit "):
+                self._show(line)
+
+    def last(self, num_lines: int = 30) -> str:
+        """The last lines of the file."""
+        if not self.path.exists():
+            return ""
+        return "\n".join(self.path.read_text(errors="replace").splitlines()[-num_lines:])
+
+
+def export_rank() -> None:
+    """Set RANK, WORLD_SIZE, MASTER_ADDR, ... for torch.distributed, where the job has several processes."""
+    if submitit.JobEnvironment().num_tasks > 1:
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of its job."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def job_number() -> str:
+    """The number that the scheduler gave to the job this runs in."""
+    return submitit.JobEnvironment().job_id
