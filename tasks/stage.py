@@ -1,0 +1,346 @@
+"""What every stage has in common: its command line, fingerprint, job, record, gate and published output.
+
+`python -m tasks.<stage>` calls `main(run)`, which
+  1. reads and checks the stage's section of params.yaml and its inputs,
+  2. takes the fingerprint of params, inputs and VERSION: the name of its folder below work/,
+  3. submits `run` (or follows the job that still runs it) and shows its log,
+  4. writes record.json and metrics.json, checks the gate, and publishes the output by renaming it.
+Exit codes: 0 done; 2 a person's mistake, told in one sentence; 3 a gate was missed; 1 the job failed.
+"""
+
+import argparse
+import errno
+import fcntl
+import getpass
+import hashlib
+import inspect
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import RootModel
+
+from dinov2.params import InputError, Params, load_section, read_yaml
+from dinov2.records import Summary, sha256_file, write_json
+from dinov2.store import Store, StoreParams
+from tasks.launch import JobFailedError, LaunchParams, export_rank, is_first_rank, job_number, run_job
+from tasks.tracking import Shipper, TrackingParams
+
+PARAMS_FILE = Path("params.yaml")
+WORK = Path("work")
+SUPPLIED = ("params", "work", "store")  # arguments of `run` that are not options of the command line
+
+
+class GateMissedError(Exception):
+    """A stage ended well but a number fell short of what `gates:` asks for."""
+
+
+class Gates(RootModel[dict[str, dict[str, float]]]):
+    """Section `gates` of params.yaml: {stage: {metric: least value}}."""
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One call of one stage: what it is and where its things lie."""
+
+    stage: str
+    paths: dict[str, str]
+    """Input folders by option name."""
+    names: dict[str, str]
+    """Plain string options, e.g. evaluate's model."""
+    out: str
+    params: Params
+    version: int
+    inputs: dict[str, str]
+    """Hash of each input's content."""
+
+    @property
+    def instance(self) -> str:
+        """The DVC stage's name: `dedup`, `evaluate@random`."""
+        return "@".join([self.stage, *self.names.values()])
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the work folder: differs as soon as params, inputs or VERSION do."""
+        identity = [self.stage, self.version, self.params.model_dump(mode="json"), self.names, self.inputs]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def work(self) -> Path:
+        """What the stage needs while it works; survives kills."""
+        return WORK / self.instance / self.fingerprint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job brings back: a summary, or the sentence of a person's mistake."""
+
+    summary: Summary | None
+    seconds: float
+    job: str
+    mistake: str | None
+
+
+class StageJob:
+    """The picklable work of a stage: imports its module in the job and calls `run`."""
+
+    def __init__(self, call: StageCall, store: StoreParams, num_threads: int) -> None:
+        self.call = call
+        self.store = store
+        self.num_threads = num_threads
+
+    def __call__(self) -> Outcome:
+        """Run the stage on this rank."""
+        os.environ["OMP_NUM_THREADS"] = str(self.num_threads)  # before torch is imported
+        export_rank()
+        logging.basicConfig(
+            level=logging.INFO if is_first_rank() else logging.WARNING,
+            format="%(asctime)s %(message)s",
+            datefmt="%H:%M:%S",
+            stream=sys.stdout,
+            force=True,
+        )
+        for noisy in ("httpx", "httpcore", "matplotlib", "PIL", "fontTools"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        out = self.call.work / "out"
+        if is_first_rank():
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+        module = import_module(f"tasks.{self.call.stage}")
+        inputs = {name: Path(path) for name, path in self.call.paths.items()}
+        store = Store(self.store)
+        started = time.perf_counter()
+        try:
+            summary = module.run(
+                self.call.params, **inputs, **self.call.names, **_supplied(module.run, out=out, work=self.call.work, store=store)
+            )
+        except InputError as error:
+            return Outcome(None, time.perf_counter() - started, job_number(), str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            traceback.print_exc()
+            where = error.filename or self.call.work
+            mistake = f"the disk of {where} is full ({error.strerror}); free space there and run the stage again"
+            return Outcome(None, time.perf_counter() - started, job_number(), mistake)
+        return Outcome(summary, time.perf_counter() - started, job_number(), None)
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _supplied(run: Callable[..., Summary], **values: object) -> dict[str, object]:
+    asked = inspect.signature(run).parameters
+    return {name: value for name, value in values.items() if name in asked}
+
+
+def main(run: Callable[..., Summary]) -> int:
+    """The command line of a stage; returns its exit code."""
+    stage = Path(run.__code__.co_filename).stem
+    module = sys.modules[run.__module__]
+    options = _parse(stage, run)
+    instance = "@".join([stage, *(value for name, value in options.items() if _kinds(run)[name] is str)])
+    failure = WORK / instance / "failure.json"
+    failure.unlink(missing_ok=True)
+    try:
+        _execute(stage, module.VERSION, run, options)
+    except InputError as error:
+        return _fail(failure, instance, "mistake", str(error), 2)
+    except GateMissedError as error:
+        return _fail(failure, instance, "gate", str(error), 3)
+    except JobFailedError as error:
+        sys.stderr.write(error.trace.rstrip() + "\n")
+        return _fail(failure, instance, "crash", str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(failure, instance, "stopped", str(error) or "stopped", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        mistake = f"the disk is full ({error.strerror}, {error.filename or WORK}); free space there and run the stage again"
+        return _fail(failure, instance, "mistake", mistake, 2)
+    return 0
+
+
+def _fail(path: Path, instance: str, kind: str, sentence: str, code: int) -> int:
+    """Tell the person in one last line and the flow by a file (a mistake or a gate is not to be tried again)."""
+    try:
+        write_json(path, {"kind": kind, "sentence": sentence})
+    except OSError as error:
+        sys.stderr.write(f"{instance}: can't write {path} ({error.strerror})\n")
+    sys.stderr.write(f"{instance}: {sentence}\n")
+    return code
+
+
+def _kinds(run: Callable[..., Summary]) -> dict[str, type]:
+    hints = typing.get_type_hints(run)
+    return {name: hints[name] for name in inspect.signature(run).parameters if name not in SUPPLIED}
+
+
+def _parse(stage: str, run: Callable[..., Summary]) -> dict[str, str]:
+    about = sys.modules[run.__module__].__doc__ or ""
+    parser = argparse.ArgumentParser(
+        f"python -m tasks.{stage}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, kind in _kinds(run).items():
+        parser.add_argument(f"--{name}", required=True, metavar="NAME" if kind is str else "FOLDER")
+    return vars(parser.parse_args())
+
+
+def _execute(stage: str, version: int, run: Callable[..., Summary], options: dict[str, str]) -> None:
+    params = load_section(PARAMS_FILE, stage, typing.get_type_hints(run)["params"])
+    store = load_section(PARAMS_FILE, "store", StoreParams)
+    launch = load_section(PARAMS_FILE, "launch", LaunchParams)
+    tracking = load_section(PARAMS_FILE, "tracking", TrackingParams)
+    tracking.absolute_uri()
+    kinds = _kinds(run)
+    paths = {name: value for name, value in options.items() if kinds[name] is Path and name != "out"}
+    names = {name: value for name, value in options.items() if kinds[name] is str}
+    for name, path in paths.items():
+        if not Path(path).exists():
+            raise InputError(f"--{name} {path} does not exist; run the stage that makes it, or mend `inputs:` in params.yaml")
+    hashes = {name: hash_tree(Path(path)) for name, path in sorted(paths.items())}
+    call = StageCall(stage, paths, names, options["out"], params, version, hashes)
+    with _only_one(WORK / call.instance):
+        call.work.mkdir(parents=True, exist_ok=True)
+        tags = {"stage": stage, "instance": call.instance, "fingerprint": call.fingerprint, **_provenance()}
+        values = {"params": params.model_dump(mode="json"), **names}
+        with Shipper(tracking, call.work, name=call.instance, values=values, tags=tags, warn=_show) as shipper:
+            try:
+                summary = _finished(call)
+                if summary is None:
+                    outcome = _submit(call, store, launch)
+                    if outcome.mistake is not None:
+                        raise InputError(outcome.mistake)
+                    assert outcome.summary is not None
+                    summary = outcome.summary
+                    _write_record(call, summary)
+                    write_json(call.work / "run.json", {**tags, "seconds": outcome.seconds, "job": outcome.job})
+                check_gate(stage, summary.metrics, call.work / "out")
+                out = _publish(call)
+            except (InputError, GateMissedError, JobFailedError):
+                shipper.finish("FAILED", {}, [])
+                raise
+            shipper.finish("FINISHED", summary.metrics, sorted(out.glob("figures/*.png")) + sorted(out.glob("*.html")))
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - this is the command's output
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the stage's lock; the kernel frees it when this process ends, however it ends. Raises InputError if held."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise InputError(f"{folder.name} is already being run by {holder}; wait for it or stop it") from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} of {getpass.getuser()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def _submit(call: StageCall, store: StoreParams, launch: LaunchParams) -> Outcome:
+    resources = launch.resources(call.stage)
+    outcomes = run_job(
+        StageJob(call, store, resources.cpus_per_task),
+        stage=call.stage,
+        name=call.instance,
+        folder=call.work / "job",
+        params=launch,
+        show=_show,
+    )
+    mistakes = [outcome for outcome in outcomes if outcome.mistake is not None]
+    return (mistakes or outcomes)[0]
+
+
+def _finished(call: StageCall) -> Summary | None:
+    """The summary of an output that is whole but was not published, e.g. because its gate was missed."""
+    mark = call.work / "out" / "record.json"
+    if not mark.exists():
+        return None
+    record = json.loads(mark.read_text())
+    metrics = json.loads((call.work / "out" / "metrics.json").read_text())
+    return Summary(**record["counts"], metrics=metrics)
+
+
+def _write_record(call: StageCall, summary: Summary) -> None:
+    """metrics.json, then record.json: the mark that the output is whole. Nothing in them differs from run to run."""
+    out = call.work / "out"
+    counts = summary.model_dump(exclude={"metrics"})
+    assert summary.num_in == summary.num_kept + sum(summary.dropped.values()), (call.instance, counts)
+    write_json(out / "metrics.json", summary.metrics)
+    record = {
+        "stage": call.stage,
+        "version": call.version,
+        "arguments": call.names,
+        "params": call.params.model_dump(mode="json"),
+        "inputs": call.inputs,
+        "counts": counts,
+    }
+    write_json(out / "record.json", record)
+
+
+def check_gate(stage: str, metrics: dict[str, float], out: Path) -> None:
+    """Raise GateMissedError if a metric of `stage` is below the least value that `gates:` gives for it."""
+    try:
+        gates = Gates.model_validate(read_yaml(PARAMS_FILE)["gates"]).root
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{PARAMS_FILE}: gates: is not {{stage: {{metric: least value}}}} ({error}); mend it") from error
+    for metric, least in sorted(gates.get(stage, {}).items()):
+        if metric not in metrics:
+            raise InputError(f"{PARAMS_FILE}: gates.{stage}.{metric}: {stage} has no such metric; it has {sorted(metrics)}")
+        if metrics[metric] < least:
+            raise GateMissedError(
+                f"gate missed: {metric} is {metrics[metric]:.4g}, below gates.{stage}.{metric} = {least:.4g}; "
+                f"look at {out}, then mend the stage's params or lower the gate"
+            )
+
+
+def _publish(call: StageCall) -> Path:
+    """Rename the finished output to where dvc.yaml wants it; what was there goes only when the new one is in place."""
+    out = Path(call.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    previous = call.work / "previous"
+    shutil.rmtree(previous, ignore_errors=True)
+    if out.exists():
+        out.rename(previous)
+    (call.work / "out").rename(out)
+    shutil.rmtree(previous, ignore_errors=True)
+    return out
+
+
+def hash_tree(path: Path) -> str:
+    """sha256 over the names and contents of a file or of all files below a folder."""
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _provenance() -> dict[str, str]:
+    """Commit, command and machine: what may differ between two runs with the same result."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {"commit": commit or "none", "command": " ".join(sys.argv), "host": socket.gethostname()}
