@@ -1,0 +1,51 @@
+"""How crops and masks are drawn. Imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dinov2.params import Params
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CropParams(Params):
+    """Two global crops and some local crops of every image, with their changes of colour."""
+
+    global_size_px: Annotated[int, Field(gt=0)]
+    """Side of a global crop."""
+    global_scale: tuple[Share, Share]
+    """Smallest and largest share of the image's area in a global crop."""
+    local_size_px: Annotated[int, Field(gt=0)]
+    """Side of a local crop."""
+    local_scale: tuple[Share, Share]
+    """Smallest and largest share of the image's area in a local crop."""
+    num_local: Annotated[int, Field(ge=0)]
+    """Local crops of an image."""
+    blur: Literal["reference", "paper"]
+    """Blur probabilities of global crop 1, global crop 2, local crops: as run (0, 0.9, 0.5) or as written (1, 0.1, 0.5)."""
+    brightness: Annotated[float, Field(ge=0)]
+    """Strength of colour jitter's brightness."""
+    contrast: Annotated[float, Field(ge=0)]
+    """Strength of colour jitter's contrast."""
+    saturation: Annotated[float, Field(ge=0)]
+    """Strength of colour jitter's saturation."""
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    """Strength of colour jitter's hue."""
+    jitter_probability: Share
+    """Share of crops whose colours are jittered."""
+    grayscale_probability: Share
+    """Share of crops without colour."""
+    solarize_probability: Share
+    """Share of second global crops that are solarised."""
+
+
+class MaskParams(Params):
+    """Block masks of the student's global crops (iBOT)."""
+
+    probability: Share
+    """Share of the global crops that get a mask."""
+    ratio_min: Share
+    """Smallest share of a masked crop's patches that is masked."""
+    ratio_max: Share
+    """Largest share of a masked crop's patches that is masked."""
