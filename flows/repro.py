@@ -1,0 +1,131 @@
+"""The one Prefect task: a stage, brought up to date by DVC.
+
+DVC decides whether a stage runs at all; the stage's own command says how it ended by `work/<stage>/failure.json`. So a
+person's mistake or a missed gate is never tried again, and a crash is, from where the stage left off.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+from prefect.tasks import Task
+
+SKIPPED = re.compile(r"didn't change, skipping|is cached - skipping run")
+BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
+BUSY_WAIT_S = 2.0
+BUSY_PATIENCE_S = 600.0
+CANCEL_PATIENCE_S = 15.0
+
+
+class StageMistakeError(Exception):
+    """A person's mistake or a missed gate: trying again can't help."""
+
+
+class StageCrashError(Exception):
+    """The stage's job failed; trying again goes on from its last checkpoint."""
+
+
+def _is_worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.result(raise_on_failure=False), StageCrashError)
+
+
+@task(
+    task_run_name="{stage}",
+    retries=1,
+    retry_delay_seconds=5,
+    retry_condition_fn=_is_worth_retrying,
+    cache_policy=NO_CACHE,  # DVC knows what is up to date
+    persist_result=False,
+)
+def repro(stage: str, *, force: bool = False) -> State[Any]:
+    """Bring `stage` up to date: `dvc repro --single-item`. Its lines go to this task's log."""
+    log = get_run_logger()
+    for mark in Path("work").glob(f"{stage}*/failure.json"):
+        mark.unlink()
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
+    deadline = time.monotonic() + BUSY_PATIENCE_S
+    while True:
+        code, lines = _run(command, log.info)
+        if code == 0 or not any(BUSY.search(line) for line in lines) or time.monotonic() > deadline:
+            break
+        log.warning("%s is still held by a process of an earlier run; waiting for it", stage)
+        time.sleep(BUSY_WAIT_S)
+    if code != 0:
+        raise _failure(stage, lines)
+    commands = [line for line in lines if line.startswith("> ")]
+    if not commands and any(SKIPPED.search(line) for line in lines):
+        return Completed(name="UpToDate", message=f"{stage}: nothing changed")
+    return Completed(message=f"{stage}: done")
+
+
+def _failure(stage: str, lines: list[str]) -> Exception:
+    marks = sorted(Path("work").glob(f"{stage}*/failure.json"))
+    if not marks:
+        return StageCrashError(f"{stage}: {lines[-1] if lines else 'dvc said nothing'}")
+    failure = json.loads(marks[0].read_text())
+    sentence = f"{marks[0].parent.name}: {failure['sentence']}"
+    return StageCrashError(sentence) if failure["kind"] == "crash" else StageMistakeError(sentence)
+
+
+def _run(command: list[str], show: Callable[[str], None]) -> tuple[int, list[str]]:
+    """Run a command in a session of its own, passing its lines on; when this task is cancelled, so is all of it."""
+    bin_folder = str(Path(sys.executable).parent)  # so that dvc.yaml's `python` is ours
+    environment = {**os.environ, "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")])}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+        text=True,
+        errors="replace",
+    )
+    lines: list[str] = []
+
+    def collect() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.rstrip())
+
+    reader = threading.Thread(target=collect, daemon=True)  # a job that outlives dvc would hold the pipe open
+    reader.start()
+    shown = 0
+    try:
+        while True:
+            code = process.poll()
+            if code is not None:
+                reader.join(timeout=1)
+            for line in lines[shown:]:
+                show(line)
+                shown += 1
+            if code is not None:
+                return code, lines
+            time.sleep(0.05)
+    except BaseException:
+        _end(process)
+        raise
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(CANCEL_PATIENCE_S)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
