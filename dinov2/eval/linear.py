@@ -1,0 +1,101 @@
+"""Linear probe: linear classifiers on frozen features, many at once, the best chosen without a look at the test images.
+
+After the reference's protocol (a grid of learning rates times inputs, SGD with momentum, no weight decay, cosine to 0),
+scaled down and with two differences. Features are those of the centre crop, computed once: no random crops or flips.
+And the reference reports the best classifier *on the images it reports*; here a split of the training images chooses
+learning rate and input, a classifier with these is trained on all training images, and the test images judge it once.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from dinov2.eval.features import Features
+from dinov2.eval.params import LinearParams
+from dinov2.metrics import accuracy
+
+
+class Probe(NamedTuple):
+    """Scores of the chosen classifier and how it was chosen."""
+
+    scores: Float[Tensor, "m c"]
+    learning_rate: float
+    uses_patches: bool
+    """Whether its input is class token and mean patch token, not the class token alone."""
+    validation_top1: float
+    """Of the chosen classifier, on the split that chose it."""
+
+
+def linear_probe(
+    train: Features, train_labels: Int[Tensor, " n"], test: Features, *, num_classes: int, params: LinearParams, seed: int
+) -> Probe:
+    """Choose a learning rate and an input on a split of the training images, train on all of them, score the test."""
+    held = _split(train_labels, params.validation_share, seed)
+    best: tuple[float, int, bool] | None = None
+    for uses_patches in (False, True):
+        inputs = _inputs(train, uses_patches)
+        weight, bias = _train(inputs[~held], train_labels[~held], params.learning_rates, num_classes, params, seed)
+        logits = torch.einsum("nd,gcd->gnc", inputs[held], weight) + bias[:, None]
+        for number, scores in enumerate(logits):
+            top1 = accuracy(scores, train_labels[held], 1)
+            if best is None or top1 > best[0]:
+                best = (top1, number, uses_patches)
+    assert best is not None
+    top1, number, uses_patches = best
+    rate = params.learning_rates[number]
+    weight, bias = _train(_inputs(train, uses_patches), train_labels, [rate], num_classes, params, seed)
+    return Probe(_inputs(test, uses_patches) @ weight[0].T + bias[0], rate, uses_patches, top1)
+
+
+def _inputs(features: Features, uses_patches: bool) -> Float[Tensor, "n _"]:
+    return torch.cat([features.cls, features.mean_patch], dim=1) if uses_patches else features.cls
+
+
+def _split(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Mask of the images held out of each label: at least one where a label has two or more, and never all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = torch.nonzero(labels == label)[:, 0]
+        num = min(max(1, round(share * len(members))), len(members) - 1)
+        held[members[torch.randperm(len(members), generator=generator)[:num]]] = True
+    if not held.any():  # one image a label: choose on the training images, which chooses hardly at all
+        return torch.ones_like(held)
+    return held
+
+
+def _train(
+    inputs: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    learning_rates: list[float],
+    num_classes: int,
+    params: LinearParams,
+    seed: int,
+) -> tuple[Float[Tensor, "g c d"], Float[Tensor, "g c"]]:
+    """SGD on the cross-entropy of g classifiers that differ in their learning rate and see the same batches."""
+    generator = torch.Generator().manual_seed(seed)
+    num, dim = inputs.shape
+    first = torch.randn(num_classes, dim, generator=generator) * 0.01
+    weight = first.repeat(len(learning_rates), 1, 1).requires_grad_()
+    bias = torch.zeros(len(learning_rates), num_classes, requires_grad=True)
+    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    batch_size = min(params.batch_size, num)
+    scale = params.batch_size / 256
+    rates = torch.tensor(learning_rates)[:, None] * scale
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(params.num_steps):
+        if len(order) < batch_size:
+            order = torch.randperm(num, generator=generator)
+        batch, order = order[:batch_size], order[batch_size:]
+        logits = torch.einsum("bd,gcd->gbc", inputs[batch], weight) + bias[:, None]
+        targets = labels[batch].repeat(len(learning_rates))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / batch_size
+        decay = (1 + torch.cos(torch.tensor(torch.pi * step / params.num_steps))) / 2
+        with torch.no_grad():
+            for value, speed, gradient in zip((weight, bias), velocity, torch.autograd.grad(loss, (weight, bias)), strict=True):
+                speed.mul_(params.momentum).add_(gradient)
+                value -= (rates[..., None] if value.ndim == 3 else rates) * decay * speed
+    return weight.detach(), bias.detach()
