@@ -222,21 +222,22 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
         values = {"params": params.model_dump(mode="json"), **names}
         with Shipper(tracking, call.work, name=call.instance, values=values, tags=tags, warn=_show) as shipper:
             try:
-                summary = _finished(call)
-                if summary is None:
+                metrics = _finished(call)
+                if metrics is None:
                     outcome = _submit(call, store, launch)
                     if outcome.mistake is not None:
                         raise InputError(outcome.mistake)
                     assert outcome.summary is not None
-                    summary = outcome.summary
-                    _write_record(call, summary)
+                    _write_record(call, outcome.summary)
                     write_json(call.work / "run.json", {**tags, "seconds": outcome.seconds, "job": outcome.job})
-                check_gate(stage, summary.metrics, call.work / "out")
+                    metrics = _finished(call)
+                    assert metrics is not None
+                check_gate(stage, metrics, call.work / "out")
                 out = _publish(call)
             except (InputError, GateMissedError, JobFailedError):
                 shipper.finish("FAILED", {}, [])
                 raise
-            shipper.finish("FINISHED", summary.metrics, sorted(out.glob("figures/*.png")) + sorted(out.glob("*.html")))
+            shipper.finish("FINISHED", metrics, sorted(out.glob("figures/*.png")) + sorted(out.glob("*.html")))
 
 
 def _show(line: str) -> None:
@@ -274,14 +275,10 @@ def _submit(call: StageCall, store: StoreParams, launch: LaunchParams) -> Outcom
     return (mistakes or outcomes)[0]
 
 
-def _finished(call: StageCall) -> Summary | None:
-    """The summary of an output that is whole but was not published, e.g. because its gate was missed."""
-    mark = call.work / "out" / "record.json"
-    if not mark.exists():
-        return None
-    record = json.loads(mark.read_text())
-    metrics = json.loads((call.work / "out" / "metrics.json").read_text())
-    return Summary(**record["counts"], metrics=metrics)
+def _finished(call: StageCall) -> dict[str, float] | None:
+    """Metrics of an output that is whole but not yet published, e.g. because its gate was missed; else None."""
+    out = call.work / "out"
+    return json.loads((out / "metrics.json").read_text()) if (out / "record.json").exists() else None
 
 
 def _write_record(call: StageCall, summary: Summary) -> None:
@@ -289,7 +286,8 @@ def _write_record(call: StageCall, summary: Summary) -> None:
     out = call.work / "out"
     counts = summary.model_dump(exclude={"metrics"})
     assert summary.num_in == summary.num_kept + sum(summary.dropped.values()), (call.instance, counts)
-    write_json(out / "metrics.json", summary.metrics)
+    kept_share = summary.num_kept / summary.num_in if summary.num_in else 0.0
+    write_json(out / "metrics.json", {**summary.metrics, "kept_share": kept_share})
     record = {
         "stage": call.stage,
         "version": call.version,

@@ -1,0 +1,151 @@
+"""The life of a stage's command: good ends, mistakes, gates, kills and second starts. Real submitit jobs in processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = '<html><body><img src="http://a.example/1.jpg"><img src="ftp://a.example/2.jpg"></body></html>'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A project folder with two pages and the shipped params, tracking to a file of its own."""
+    pages = tmp_path / "inputs/demo/crawl"
+    pages.mkdir(parents=True)
+    (pages / "a.html").write_text(PAGE)
+    text = (ROOT / "params.yaml").read_text()
+    # a server that refuses at once: these tests are not about tracking, and a stage must not need it
+    (tmp_path / "params.yaml").write_text(text.replace("sqlite:///mlflow.db", "http://127.0.0.1:9"))
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+COMMAND = [sys.executable, "-m", "tasks.crawl", "--crawl", "inputs/demo/crawl", "--out", "data/crawl"]
+
+
+def crawl(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        COMMAND, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    path = folder / "params.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def failure(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "work/crawl/failure.json").read_text())
+
+
+def test_a_stage_publishes_its_output_with_a_record_that_adds_up(folder: Path) -> None:
+    done = crawl(folder)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "data/crawl/record.json").read_text())
+    counts = record["counts"]
+    assert counts["num_in"] == counts["num_kept"] + sum(counts["dropped"].values()) == 2
+    assert record["stage"] == "crawl"
+    assert (folder / "data/crawl/metrics.json").exists()
+    assert not list(folder.glob("work/crawl/*/out"))
+    assert "tracking server http://127.0.0.1:9 can't be reached" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("crawl:\n  ", "crawl:\n  colour: red\n  ", "params.yaml: crawl.colour: is not a known key"),
+        ("cluster: local ", "cluster: moon ", "params.yaml: launch.cluster: input should be 'local'"),
+        ("  partition: null", "  # partition: null", "params.yaml: launch.partition: is missing"),
+        ("tracking:\n", "tracking: [\n", "params.yaml is not valid YAML"),
+        ("uri: http://127.0.0.1:9", "uri: sqlight:///x", "tracking.uri is 'sqlight:///x'"),
+    ],
+)
+def test_a_mistake_in_params_is_one_sentence_and_exit_code_2(folder: Path, old: str, new: str, told: str) -> None:
+    edit(folder, old, new)
+    done = crawl(folder)
+    assert done.returncode == 2
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert failure(folder)["kind"] == "mistake"
+
+
+def test_a_missing_input_is_named(folder: Path) -> None:
+    (folder / "inputs/demo/crawl/a.html").unlink()
+    (folder / "inputs/demo/crawl").rmdir()
+    done = crawl(folder)
+    assert done.returncode == 2
+    assert "--crawl inputs/demo/crawl does not exist" in done.stderr
+
+
+def test_a_missed_gate_keeps_the_work_and_a_lower_gate_publishes_it(folder: Path) -> None:
+    (folder / "inputs/demo/crawl/b.html").write_text(PAGE.replace("1.jpg", "3.jpg"))
+    text = (folder / "params.yaml").read_text()
+    text = re.sub(r"(?m)^gates:.*\n(?:  .*\n)*", "gates: {crawl: {kept_share: 0.99}}\n", text)
+    (folder / "params.yaml").write_text(text)
+    missed = crawl(folder)
+    assert missed.returncode == 3
+    assert "kept_share" in missed.stderr.splitlines()[-1]
+    assert failure(folder)["kind"] == "gate"
+    assert not (folder / "data/crawl").exists()
+    jobs = list(folder.glob("work/crawl/*/job/attempts/*"))
+    edit(folder, "kept_share: 0.99", "kept_share: 0.01")
+    assert crawl(folder).returncode == 0
+    assert (folder / "data/crawl/record.json").exists()
+    assert list(folder.glob("work/crawl/*/job/attempts/*")) == jobs, "the job ran again"
+
+
+def test_the_same_stage_twice_at_once_is_refused(folder: Path) -> None:
+    first = subprocess.Popen(COMMAND, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    lock = folder / "work/crawl/lock"
+    while not (lock.exists() and lock.read_text()):
+        assert first.poll() is None
+        time.sleep(0.02)
+    second = crawl(folder)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert second.returncode == 2
+    assert f"crawl is already being run by process {first.pid}" in second.stderr
+
+
+def test_after_kill_9_of_the_submitter_its_job_is_taken_up_not_repeated(folder: Path) -> None:
+    first = subprocess.Popen(COMMAND, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+    while not (jobs := list(folder.glob("work/crawl/*/job/job.json"))):
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = crawl(folder)
+    assert done.returncode == 0, done.stderr
+    assert "re-attaching to job" in done.stdout or "ended while nobody watched" in done.stdout
+    assert len(list(jobs[0].parent.glob("attempts/*"))) == 1
+
+
+def test_a_killed_job_is_told_and_a_second_start_submits_anew(folder: Path) -> None:
+    first = subprocess.Popen(
+        COMMAND, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (jobs := list(folder.glob("work/crawl/*/job/job.json"))):
+        assert first.poll() is None
+        time.sleep(0.01)
+    controller = psutil.Process(int(json.loads(jobs[0].read_text())["job_id"]))
+    for process in [*controller.children(recursive=True), controller]:
+        process.kill()
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "ended without a result" in errors.splitlines()[-1]
+    assert failure(folder)["kind"] == "crash"
+    assert crawl(folder).returncode == 0
