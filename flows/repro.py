@@ -55,13 +55,16 @@ def repro(stage: str, *, force: bool = False) -> State[Any]:
     for mark in Path("work").glob(f"{stage}*/failure.json"):
         mark.unlink()
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
-    deadline = time.monotonic() + BUSY_PATIENCE_S
+    started = time.monotonic()
+    deadline = started + BUSY_PATIENCE_S
     while True:
         code, lines = _run(command, log.info)
         if code == 0 or not any(BUSY.search(line) for line in lines) or time.monotonic() > deadline:
             break
         log.warning("%s is still held by a process of an earlier run; waiting for it", stage)
         time.sleep(BUSY_WAIT_S)
+    with Path("work/flow.jsonl").open("a") as ledger:
+        ledger.write(json.dumps({"stage": stage, "seconds": time.monotonic() - started, "code": code}) + "\n")
     if code != 0:
         raise _failure(stage, lines)
     commands = [line for line in lines if line.startswith("> ")]
