@@ -1,0 +1,76 @@
+"""Pretraining's pair of networks: a student that learns, and a teacher that is its moving average (paper, section 4)."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dinov2.models.attention import Backend
+from dinov2.models.params import HeadParams, ViTParams
+from dinov2.train.objective import Batch, Targeting, Targets, build_network, move_average, student_losses, total_loss
+from dinov2.train.params import LossParams
+
+__all__ = ["Batch", "StudentTeacher"]
+
+
+class StudentTeacher(nn.Module):
+    """The whole objective. `student` and `teacher` are ModuleDicts of backbone, dino_head and, if untied, ibot_head."""
+
+    def __init__(
+        self,
+        model: ViTParams,
+        dino_head: HeadParams,
+        ibot_head: HeadParams | None,
+        loss: LossParams,
+        *,
+        group_size: int,
+        attention: Backend,
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.group_size = group_size
+        self.student = build_network(model, dino_head, ibot_head, attention)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.targeting = Targeting(loss, dino_head, ibot_head)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but the teacher always stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def losses(
+        self, batch: Batch, *, teacher_temperature: float, group_seeds: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
+        """The unweighted terms, on the optimised scale: dino_local, dino_global, ibot, koleo; those of weight 0 are absent.
+
+        `group_seeds`, one for each `group_size` images, decide stochastic depth; needed only where the model has it.
+        The student's global crops are masked only if the patch-level loss is on.
+        """
+        targets = self.teacher_targets(batch, teacher_temperature)
+        return student_losses(
+            self.student, batch, targets, self.loss,
+            masked=self.loss.ibot_weight > 0, group_size=self.group_size, group_seeds=group_seeds,
+        )
+
+    def teacher_targets(self, batch: Batch, temperature: float) -> Targets:
+        """What the student is to predict: of both global crops, and of their masked patches."""
+        return self.targeting(self.teacher, batch.global_crops, batch.masks, temperature)
+
+    def total(self, losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """The weighted sum to take the gradient of."""
+        return total_loss(dict(losses), self.loss)
+
+    def update_teacher(self, momentum: float) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student, backbone and heads."""
+        move_average(self.teacher, self.student, momentum)
+
+    def init_weights(self) -> None:
+        """Fresh student weights and the same for the teacher; fills a pair that was built on the meta device."""
+        for module in self.student.values():
+            module.init_weights()
+        self.teacher.load_state_dict(self.student.state_dict())
+        for buffer in self.targeting.buffers():
+            buffer.zero_()
