@@ -13,6 +13,7 @@ from pathlib import Path
 
 from demo.build import Built, build_folder, build_packaged
 from demo.check import check_planted, render
+from demo.planted import NUM_PLANTED
 from demo.settings import set_inputs
 from dinov2.params import InputError
 
@@ -22,7 +23,7 @@ PARAMS = Path("params.yaml")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 2 with one sentence where a person's input is at fault."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(prog="python -m demo")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="make the input and point params.yaml at it")
     build.add_argument("--images", type=Path, help="a folder of photographs: a folder a class, or flat")
@@ -55,7 +56,7 @@ def _build(images: Path | None) -> None:
 
 def _describe(built: Built, seconds: float) -> str:
     counts = built.counts
-    planted = sum(counts.values()) - sum(counts[key] for key in ("labels", "pages", "seeds", "evaluation", "photograph"))
+    planted = sum(counts.get(kind, 0) for kind in NUM_PLANTED)
     what = (
         f"{counts['pages']} pages, {counts['photograph']} distinct images and {planted} planted ones; "
         f"{counts['labels']} labels with {counts['seeds']} seeds and {counts['evaluation']} evaluation images"

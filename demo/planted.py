@@ -84,10 +84,10 @@ def make_resources(pool: Sequence[Picture], evaluation: Sequence[Picture]) -> li
     """
     rng = random.Random("resources")
     names = _Names(random.Random("names"))
-    photographs = [
-        Resource(names.new(rng.choice(SITES), picture.mime), "photograph", picture.mime, picture.source, _alt(rng, picture))
-        for picture in pool
-    ]
+    photographs: list[Resource] = []
+    for picture in pool:
+        url = names.new(rng.choice(SITES), picture.mime)
+        photographs.append(Resource(url, "photograph", picture.mime, picture.source, _alt(rng, picture)))
     resources = list(photographs)
     for kind, full_count in NUM_PLANTED.items():
         count = min(full_count, -(-full_count * len(pool) // FULL_POOL))
@@ -126,40 +126,46 @@ def _alt(rng: random.Random, picture: Picture) -> str:
 
 def _plant(kind: str, source: Resource, rng: random.Random, names: _Names) -> Resource:
     """One planted resource of `kind`, made from `source`."""
-    jpeg = "image/jpeg"
-    site = rng.choice(SITES)
+    mime, status, site = "image/jpeg", 200, rng.choice(SITES)
+    content: bytes | Path | None
     if kind == "duplicate":
-        return Resource(names.new(site, source.mime), kind, source.mime, source.content, source.alt, source.url)
-    if kind == "dead":
-        return Resource(names.new(DEAD_SITE, jpeg), kind, jpeg, None, source.alt)
-    if kind == "missing":
-        return Resource(names.new(site, jpeg), kind, "text/html", b"<h1>404 Not Found</h1>", source.alt, status=404)
-    if kind == "html_as_image":
-        page = b"<!doctype html><title>Sign in</title><p>Sign in to see this picture."
-        return Resource(names.new(site, jpeg), kind, jpeg, page + b"<!-- %d -->" % rng.randrange(10**6), source.alt)
-    if kind == "random_bytes":
-        return Resource(names.new(site, jpeg), kind, jpeg, rng.randbytes(rng.randint(2000, 8000)), source.alt)
-    if kind == "blank":
-        return _blank(site, rng, names)
-    image = _open(source)
-    if kind == "forbidden":
+        mime, content = source.mime, source.content
+    elif kind == "dead":
+        site, content = DEAD_SITE, None
+    elif kind == "missing":
+        status, content = 404, b"<h1>404 Not Found</h1>"
+    elif kind == "html_as_image":
+        content = b"<!doctype html><title>Sign in</title><p>Sign in to see picture %d." % rng.randrange(10**6)
+    elif kind == "random_bytes":
+        content = rng.randbytes(rng.randint(2000, 8000))
+    elif kind == "blank":
+        mime, content = _blank(rng)
+    elif kind == "forbidden":
         site = rng.choice(FORBIDDEN_SITES)
-        data = encode_jpeg(image.resize((300, 250)), quality=80)
-    elif kind == "thumbnail":
-        image.thumbnail((rng.randint(24, 47),) * 2)
-        data = encode_jpeg(image, quality=80)
-    elif kind == "banner":
-        height_px = max(2, image.width // rng.randint(7, 10))
-        top = rng.randint(0, image.height - height_px) if image.height > height_px else 0
-        strip = image.crop((0, top, image.width, top + height_px))
-        data = encode_jpeg(strip.resize((720, round(720 * strip.height / strip.width))), quality=85)
-    elif kind == "truncated":
-        whole = encode_jpeg(image, quality=90)
-        data = whole[: round(len(whole) * rng.uniform(0.15, 0.6))]
+        content = encode_jpeg(_open(source).resize((300, 250)), quality=80)
+    elif kind in ("thumbnail", "banner", "truncated"):
+        content = _spoil(kind, _open(source), rng)
     else:
-        data = _copy(kind, image, rng)
-    original = source.url if kind in COPIES or kind == "thumbnail" else None
-    return Resource(names.new(site, jpeg), kind, jpeg, data, source.alt, original)
+        content = _copy(kind, _open(source), rng)
+    original = source.url if kind in (*COPIES, "thumbnail") else None
+    alt = "" if kind == "blank" else source.alt
+    return Resource(names.new(site, mime), kind, mime, content, alt, original, status)
+
+
+def _spoil(kind: str, image: Image.Image, rng: random.Random) -> bytes:
+    """What is left of an image that is of no use any more."""
+    if kind == "thumbnail":
+        longer_px = rng.randint(24, 47)
+        image.thumbnail((longer_px, longer_px))
+        return encode_jpeg(image, quality=80)
+    if kind == "truncated":
+        whole = encode_jpeg(image, quality=90)
+        return whole[: round(len(whole) * rng.uniform(0.15, 0.6))]
+    assert kind == "banner", kind
+    height_px = min(image.height, max(2, image.width // rng.randint(7, 10)))
+    top = rng.randint(0, image.height - height_px)
+    strip = image.crop((0, top, image.width, top + height_px))
+    return encode_jpeg(strip.resize((720, round(720 * strip.height / strip.width))), quality=85)
 
 
 def _copy(kind: str, image: Image.Image, rng: random.Random) -> bytes:
@@ -178,13 +184,13 @@ def _copy(kind: str, image: Image.Image, rng: random.Random) -> bytes:
     return encode_jpeg(image.crop((x, y, image.width - x, image.height - y)), quality=rng.randint(75, 90))
 
 
-def _blank(site: str, rng: random.Random, names: _Names) -> Resource:
-    """A placeholder of one colour, no two alike."""
+def _blank(rng: random.Random) -> tuple[str, bytes]:
+    """Type and bytes of a placeholder of one colour."""
     mime, form = rng.choice((("image/jpeg", "JPEG"), ("image/png", "PNG"), ("image/gif", "GIF")))
     colour = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
     stream = io.BytesIO()
     Image.new("RGB", (rng.randint(110, 300), rng.randint(110, 300)), colour).save(stream, form)
-    return Resource(names.new(site, mime), "blank", mime, stream.getvalue(), "")
+    return mime, stream.getvalue()
 
 
 def _open(source: Resource) -> Image.Image:

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from PIL import Image, ImageStat
+from PIL import Image, ImageChops, ImageStat
 
 Role = Literal["pool", "seeds", "evaluation"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are outside
@@ -25,7 +25,7 @@ NUM_TILES: dict[Role, int] = {"pool": 28, "seeds": 8, "evaluation": 12}  # a pho
 SMALLEST_TILE_PX = 48  # in the photograph
 SMALLEST_PHOTOGRAPH_PX = SMALLEST_TILE_PX * GRID  # shorter side of what can be cut
 MAX_OVERLAP = 0.4  # intersection over union of two tiles of a role: above it they would be near-copies of each other
-LEAST_CONTRAST = 9.0  # standard deviation of grey levels: below it a tile is sky or wall and shows nothing
+LEAST_DETAIL = 3.0  # root mean square of grey levels less their blur: below it a tile is sky or wall
 
 
 class Tile(NamedTuple):
@@ -90,7 +90,10 @@ def _candidates(rng: random.Random, rectangles: list[Box], num_tiles: int) -> It
 
 
 def _shows_something(photograph: Image.Image, box: Box) -> bool:
-    return ImageStat.Stat(photograph.crop(box).convert("L")).stddev[0] >= LEAST_CONTRAST
+    """Whether a tile holds more than a plain or slowly changing surface."""
+    grey = photograph.crop(box).convert("L").resize((48, 48), Image.Resampling.BOX)
+    blurred = grey.resize((6, 6), Image.Resampling.BOX).resize((48, 48), Image.Resampling.BILINEAR)
+    return ImageStat.Stat(ImageChops.difference(grey, blurred)).rms[0] >= LEAST_DETAIL
 
 
 def _encode(tile: Image.Image, rng: random.Random) -> bytes:
