@@ -1,0 +1,112 @@
+"""From the bytes of an image file to upright RGB pixels, and the fixed crop of evaluation.
+
+JPEG goes through simplejpeg (twice Pillow's speed, and it frees the interpreter lock, so threads decode side by side);
+everything else, and every JPEG that simplejpeg refuses, goes through Pillow.
+"""
+
+import io
+
+import numpy as np
+import simplejpeg
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB
+STD = (0.229, 0.224, 0.225)
+RESIZE_RATIO = 256 / 224  # shorter side to crop side, of the usual evaluation
+MAX_PIXELS = 100_000_000  # a file above this is an attack or an accident
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {  # EXIF orientation -> how stored pixels become upright ones
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
+}
+
+
+class DecodeError(Exception):
+    """The bytes are no image that can be read; says why."""
+
+
+def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Upright RGB pixels of an image file. Transparency is laid on white, 16 bits become 8, CMYK becomes RGB.
+
+    Raises DecodeError if the bytes are no whole image or have more than 100 million pixels.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        pixels = _decode_jpeg(data)
+        if pixels is not None:
+            return pixels
+    return _decode_any(data)
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+    """RGB pixels by simplejpeg; None where Pillow should try."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > MAX_PIXELS or colorspace not in ("YCbCr", "RGB", "Gray", "GRAY"):
+            return None
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return None
+    if b"Exif\0\0" not in data:
+        return pixels
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # Pillow raises of many kinds on damaged EXIF; the pixels are whole
+        return pixels
+    turn = UPRIGHT.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _decode_any(data: bytes) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DecodeError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+            image.load()
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's plugins raise of every kind on damaged files
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise DecodeError("pixels are 32-bit floats of unknown range")
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        background = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(background, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def center_crop(image: UInt8[np.ndarray, "h w 3"], size_px: int) -> UInt8[Tensor, "3 s s"]:
+    """The middle `size_px` square after the shorter side was resized (bicubic, antialiased) to size_px * 256 / 224."""
+    height, width = image.shape[:2]
+    short_px = round(size_px * RESIZE_RATIO)
+    scale = short_px / min(height, width)
+    size = (short_px, max(short_px, int(width * scale))) if height <= width else (max(short_px, int(height * scale)), short_px)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)  # channels last in memory
+    resized = interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
+    top, left = round((size[0] - size_px) / 2), round((size[1] - size_px) / 2)
+    return resized[:, top : top + size_px, left : left + size_px].contiguous()
+
+
+def normalise(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Bytes to floats of about zero mean and unit variance (ImageNet's statistics)."""
+    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
+    return (images.float() / 255 - mean) / std
