@@ -1,0 +1,82 @@
+"""Copy descriptors that need no weights: small colour thumbnails, whitened by the principal components of the pool.
+
+A re-encoded or resized copy has almost the same thumbnail; whitening stops what all photographs share (bright above,
+dark below) from making strangers similar. It stands a crop of a few percent, not flips, overlays or collages; for those
+take SSCD.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+
+from dinov2.curation.params import ThumbnailParams
+from dinov2.params import InputError
+
+
+def thumbnail(image: UInt8[np.ndarray, "h w 3"], size_px: int) -> Float[np.ndarray, " c"]:
+    """Colours averaged over size_px x size_px equal areas, less each channel's mean, divided by their contrast.
+
+    c = size_px * size_px * 3. An image of one colour gives zeros.
+    """
+    height, width = image.shape[:2]
+    rows = _area_weights(height, size_px) @ image.reshape(height, -1).astype(np.float32)
+    cells = _area_weights(width, size_px) @ rows.reshape(size_px, width, 3)
+    cells = cells.astype(np.float64) - cells.mean(axis=(0, 1), dtype=np.float64)
+    contrast = np.sqrt(np.mean(cells**2))
+    return (cells / max(contrast, 0.5)).astype(np.float32).reshape(-1)  # 0.5 of 255: below it there is only rounding
+
+
+@lru_cache(maxsize=256)
+def _area_weights(length_px: int, size_px: int) -> NDArray[np.float32]:
+    """Row i averages the i-th of size_px equal parts of length_px pixels; pixels on a border count by their share."""
+    edges = np.linspace(0, length_px, size_px + 1)
+    pixels = np.arange(length_px)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = np.clip(shared, 0, None)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class Thumbnails:
+    """The thumbnail encoder: `prepare` an image, `encode` a batch, `fit` on the pool, `finish` what was encoded."""
+
+    def __init__(self, params: ThumbnailParams) -> None:
+        self.params = params
+        self.mean: NDArray[np.float64] | None = None
+        self.projection: NDArray[np.float64] | None = None
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " c"]:
+        """The thumbnail."""
+        return thumbnail(image, self.params.size_px)
+
+    def encode(self, prepared: Sequence[Float[np.ndarray, " c"]]) -> Float[np.ndarray, "n c"]:
+        """Thumbnails as rows."""
+        return np.stack(prepared)
+
+    def fit(self, blocks: Iterable[Float[np.ndarray, "_ c"]]) -> None:
+        """Principal components of the pool's thumbnails, summed in float64 in the order of the blocks.
+
+        Directions are scaled by 1 / sqrt(variance + shrinkage * mean variance), so that faint ones, which are mostly
+        compression noise, are not blown up. Raises InputError if there are fewer than two thumbnails.
+        """
+        total, products, count = 0.0, 0.0, 0
+        for block in blocks:
+            rows = block.astype(np.float64)
+            total, products, count = total + rows.sum(axis=0), products + rows.T @ rows, count + len(rows)
+        if count < 2:
+            raise InputError(f"the pool has {count} images, too few to whiten thumbnails by; crawl more pages")
+        mean = np.asarray(total / count)
+        variance, directions = np.linalg.eigh(np.asarray(products) / count - np.outer(mean, mean))
+        chosen = np.argsort(-variance, kind="stable")[: self.params.dims]
+        variance, directions = np.clip(variance[chosen], 0, None), directions[:, chosen]
+        directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(chosen))])
+        self.mean = mean
+        self.projection = directions / np.sqrt(variance + self.params.shrinkage * variance.mean() + 1e-12)
+
+    def finish(self, encoded: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n d"]:
+        """Whitened, of unit length; d = `dims`."""
+        assert self.mean is not None and self.projection is not None, "fit comes first"
+        whitened = (encoded.astype(np.float64) - self.mean) @ self.projection
+        return (whitened / np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12)).astype(np.float32)
