@@ -1,4 +1,4 @@
-"""How a teacher's logits become targets: Sinkhorn-Knopp (the paper's choice) or a softmax with a moving centre (DINO's).
+"""How a teacher's logits become targets: Sinkhorn-Knopp (the paper) or a softmax with a moving centre (DINO).
 
 Both run in fp32 and over the samples of all processes, so that the targets do not depend on how a batch is spread.
 """
@@ -12,10 +12,8 @@ from dinov2.distributed import all_reduce_sum, world_size
 
 
 @torch.no_grad()
-def sinkhorn_knopp(
-    logits: Float[Tensor, "n k"], *, temperature: float, num_iterations: int
-) -> Float[Tensor, "n k"]:
-    """Targets whose rows sum to 1 and whose columns have nearly equal mass: exp(logits / temperature) normalised in turns.
+def sinkhorn_knopp(logits: Float[Tensor, "n k"], *, temperature: float, num_iterations: int) -> Float[Tensor, "n k"]:
+    """Targets: exp(logits / temperature) made to have rows of mass 1 and columns of nearly equal mass.
 
     Each iteration divides every prototype by its mass over all processes, then every sample by its own mass
     (arXiv 2006.09882; paper section 4). Kept in the log domain, with each sum's greatest term taken out, so that no
@@ -23,6 +21,7 @@ def sinkhorn_knopp(
     """
     log_q = logits.float() / temperature
     sample = torch.zeros_like(log_q[:, :1])
+    prototype = sample.new_zeros(())
     for _ in range(num_iterations):
         prototype = _log_mass_of_prototypes(log_q - sample)
         sample = torch.logsumexp(log_q - prototype, dim=1, keepdim=True)

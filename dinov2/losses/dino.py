@@ -20,7 +20,7 @@ def cross_entropy(
 def dino_local_loss(
     targets: Float[Tensor, "g b k"], logits: Float[Tensor, "l b k"], *, temperature: float
 ) -> Float[Tensor, ""]:
-    """Sum over every pair of a global crop's targets and a local crop's logits of their mean cross-entropy over images."""
+    """Sum over all pairs of a global crop's targets and a local crop's logits, of cross-entropy's mean over images."""
     return cross_entropy(targets.sum(0).expand(len(logits), -1, -1), logits, temperature=temperature).mean(1).sum()
 
 

@@ -9,7 +9,7 @@ EPSILON = 1e-8
 """As in the reference, whose fp16 rounds it to 0, so that one duplicate makes the loss infinite."""
 
 MIN_DISTANCE = 1e-6
-"""Features closer than this are equal up to fp32 round-off: the direction between them is noise, so it is no gradient."""
+"""Features closer than this are equal but for fp32 round-off: their direction is noise, which gives no gradient."""
 
 
 def koleo_loss(features: Float[Tensor, "*groups b d"]) -> Float[Tensor, " *groups"]:

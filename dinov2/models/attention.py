@@ -1,7 +1,7 @@
 """The one choice of attention kernel, over samples of several lengths that lie in one matrix of tokens.
 
-`sdpa` (PyTorch's own) runs once for each length and everywhere. `xformers` runs once in all, with a block-diagonal mask,
-on CUDA only. Which one is a parameter; nothing is probed, and a kernel that can't run is an error.
+`sdpa` (PyTorch's own) runs once for each length and everywhere. `xformers` runs once in all, with a block-diagonal
+mask, on CUDA only. Which one is a parameter; nothing is probed, and a kernel that can't run is an error.
 """
 
 from collections.abc import Sequence
@@ -54,5 +54,7 @@ def _import_xformers(device: torch.device) -> Any:
     try:
         from xformers.ops import fmha  # pyright: ignore[reportMissingImports]  # an extra, heavy, CUDA only
     except ImportError as error:
-        raise InputError("attention is 'xformers', which is not installed; install the gpu extra or set 'sdpa'") from error
+        raise InputError(
+            "attention is 'xformers', which is not installed; install the gpu extra or set 'sdpa'"
+        ) from error
     return fmha

@@ -3,6 +3,8 @@
 State-dict names are the reference's (`mlp.N.*`, `last_layer.weight_g`, `last_layer.weight_v`).
 """
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class DINOHead(nn.Module):
         self.params = params
         widths = [in_dim, *[params.hidden_dim] * (params.num_layers - 1), params.bottleneck_dim]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = Prototypes(params.bottleneck_dim, params.num_prototypes)

@@ -31,9 +31,7 @@ class Subsets(NamedTuple):
 
     def to(self, device: torch.device) -> "Subsets":
         """The same on a device."""
-        return Subsets(
-            self.rows.to(device, non_blocking=True), self.scale.to(device, non_blocking=True), self.shapes
-        )
+        return Subsets(self.rows.to(device, non_blocking=True), self.scale.to(device, non_blocking=True), self.shapes)
 
 
 def draw_subsets(

@@ -1,6 +1,6 @@
 """What a network is: parameters of the vision transformer and of the projection heads. Imports no torch."""
 
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -34,7 +34,7 @@ class ViTParams(Params):
     """Whether interpolated positions are antialiased, as in released models with registers."""
 
     @model_validator(mode="after")
-    def _check_divisions(self) -> Self:
+    def _check_divisions(self) -> "ViTParams":
         if self.dim % self.heads:
             raise ValueError(f"heads is {self.heads}, which does not divide dim {self.dim}; change one")
         if self.image_size_px % self.patch_size:
@@ -45,6 +45,10 @@ class ViTParams(Params):
     def grid(self) -> int:
         """Patches on a side of the position embedding's grid."""
         return self.image_size_px // self.patch_size
+
+    def num_tokens(self, height_px: int, width_px: int) -> int:
+        """Tokens of an image: CLS, registers and patches."""
+        return 1 + self.num_registers + (height_px // self.patch_size) * (width_px // self.patch_size)
 
 
 class HeadParams(Params):
@@ -88,7 +92,15 @@ def released_params(name: str) -> ViTParams:
         raise InputError(f"there is no released architecture '{name}'; take one of {known}")
     size = ARCHITECTURES[base]
     return ViTParams(
-        patch_size=14, dim=size.dim, depth=size.depth, heads=size.heads, ffn=size.ffn, num_registers=registers,
-        layerscale=1e-5, drop_path=0.0, image_size_px=518,
-        interpolate_offset=0.0 if registers else 0.1, interpolate_antialias=registers > 0,
+        patch_size=14,
+        dim=size.dim,
+        depth=size.depth,
+        heads=size.heads,
+        ffn=size.ffn,
+        num_registers=registers,
+        layerscale=1e-5,
+        drop_path=0.0,
+        image_size_px=518,
+        interpolate_offset=0.0 if registers else 0.1,
+        interpolate_antialias=registers > 0,
     )

@@ -1,7 +1,7 @@
 """The vision transformer of DINOv2 with the reference's state-dict names, so that released weights load strictly.
 
-A sequence is [CLS | registers | patches]. Crops of several sizes pass in one packed forward: their tokens form one matrix
-[all tokens, dim], every linear and norm runs on it at once, and only attention looks at which tokens form a sample.
+A sequence is [CLS | registers | patches]. Crops of several sizes pass in one packed forward: their tokens form one
+matrix [all tokens, dim], every linear and norm runs on it at once, and only attention looks at which form a sample.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ def resize_positions(
 ) -> Float[Tensor, "1 new_tokens d"]:
     """Position embedding for `height` x `width` patches, interpolated from its square grid; CLS's stays as it is.
 
-    Bicubic in fp32. With an `offset` above 0 sources are placed by the scale factor (n + offset) / M, as released models
-    without registers do, else by the sizes n / M.
+    Bicubic in fp32. With an `offset` above 0 sources are placed by the scale factor (n + offset) / M, as in released
+    models without registers, else by the sizes n / M.
     """
     num_patches = pos_embed.shape[1] - 1
     side = round(num_patches**0.5)
@@ -101,9 +101,7 @@ class VisionTransformer(nn.Module):
         """CLS after the final norm."""
         return self.features(images).cls
 
-    def features(
-        self, images: Float[Tensor, "b 3 h w"], masks: Bool[Tensor, "b n"] | None = None
-    ) -> Features:
+    def features(self, images: Float[Tensor, "b 3 h w"], masks: Bool[Tensor, "b n"] | None = None) -> Features:
         """Tokens after the final norm; patches under `masks` are replaced by the mask token."""
         return self.features_packed([images], [masks])[0]
 
@@ -150,8 +148,11 @@ class VisionTransformer(nn.Module):
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype), x)
         positions = resize_positions(
-            self.pos_embed, height, width,
-            offset=self.params.interpolate_offset, antialias=self.params.interpolate_antialias,
+            self.pos_embed,
+            height,
+            width,
+            offset=self.params.interpolate_offset,
+            antialias=self.params.interpolate_antialias,
         )
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
         if not self.params.num_registers:

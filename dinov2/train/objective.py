@@ -57,6 +57,12 @@ def build_network(
     return network
 
 
+def init_network(network: nn.ModuleDict) -> None:
+    """Fresh weights in place, from torch's global generator; fills a network that was built on the meta device."""
+    for module in network.values():
+        cast(VisionTransformer | DINOHead, module).init_weights()
+
+
 def backbone_of(network: nn.ModuleDict) -> VisionTransformer:
     """The backbone of a network."""
     return cast(VisionTransformer, network["backbone"])
@@ -152,8 +158,11 @@ def student_losses(
         losses["dino_global"] = dino_global_loss(targets.cls, cls_logits[:2], temperature=temperature) / terms
     if targets.patches is not None and patch_logits is not None:
         losses["ibot"] = ibot_loss(
-            targets.patches, patch_logits, targets.weights,
-            num_crops=2 * num_images, temperature=loss.student_temperature,
+            targets.patches,
+            patch_logits,
+            targets.weights,
+            num_crops=2 * num_images,
+            temperature=loss.student_temperature,
         )
     if loss.koleo_weight > 0:
         groups = features[0].cls.unflatten(0, (2, -1, group_size))
@@ -164,8 +173,10 @@ def student_losses(
 def total_loss(losses: dict[str, Tensor], loss: LossParams) -> Float[Tensor, ""]:
     """The weighted sum that is optimised."""
     weights = {
-        "dino_local": loss.dino_weight, "dino_global": loss.dino_weight,
-        "ibot": loss.ibot_weight, "koleo": loss.koleo_weight,
+        "dino_local": loss.dino_weight,
+        "dino_global": loss.dino_weight,
+        "ibot": loss.ibot_weight,
+        "koleo": loss.koleo_weight,
     }
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
@@ -175,7 +186,9 @@ def move_average(average: nn.Module, latest: nn.Module, momentum: float) -> None
     """average = momentum * average + (1 - momentum) * latest, for all parameters; of sharded ones, each its shard."""
     pairs = zip(average.parameters(), latest.parameters(), strict=True)
     local = [(_local(old), _local(new)) for old, new in pairs]
-    torch._foreach_lerp_([old for old, _ in local], [new for _, new in local], 1 - momentum)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]  # optimisers' own kernel: one pass, one launch
+        [old for old, _ in local], [new for _, new in local], 1 - momentum
+    )
 
 
 def _local(parameter: Tensor) -> Tensor:
@@ -183,9 +196,7 @@ def _local(parameter: Tensor) -> Tensor:
     return to_local() if to_local else parameter
 
 
-def _logits(
-    network: nn.ModuleDict, cls: Tensor | None, patches: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+def _logits(network: nn.ModuleDict, cls: Tensor | None, patches: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Logits of CLS tokens and of patches; tied heads take both in one pass."""
     if cls is not None and patches is not None and "ibot_head" not in network:
         both = network["dino_head"](torch.cat([cls, patches]))
@@ -198,14 +209,17 @@ def _logits(
 
 
 def _draw_subsets(
-    backbone: VisionTransformer, crops: list[Tensor], num_images: int, group_size: int, group_seeds: Sequence[int] | None
+    backbone: VisionTransformer,
+    crops: list[Tensor],
+    num_images: int,
+    group_size: int,
+    group_seeds: Sequence[int] | None,
 ) -> Subsets | None:
     params = backbone.params
     if not backbone.training or params.drop_path == 0:
         return None
-    num_groups = num_images // group_size
-    assert group_seeds is not None and len(group_seeds) == num_groups, f"stochastic depth needs {num_groups} group_seeds"
-    generators = [torch.Generator().manual_seed(seed) for seed in group_seeds]
-    tokens = [1 + params.num_registers + (c.shape[2] // params.patch_size) * (c.shape[3] // params.patch_size) for c in crops]
-    shapes = [(len(c), t) for c, t in zip(crops, tokens, strict=True)]
+    seeds, num_groups = group_seeds or [], num_images // group_size
+    assert len(seeds) == num_groups, f"stochastic depth needs {num_groups} group_seeds, got {len(seeds)}"
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shapes = [(len(images), params.num_tokens(*images.shape[2:])) for images in crops]
     return draw_subsets(shapes, num_images, params.depth, params.drop_path, generators)

@@ -1,7 +1,7 @@
 """How a network is trained: losses, optimiser, schedules, and their composition. Imports no torch."""
 
 from math import sqrt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ Steps = Annotated[int, Field(ge=0)]
 
 
 class LossParams(Params):
-    """The objective: weights of its terms and how the teacher's outputs become targets. A term of weight 0 is not computed."""
+    """The objective: weights of its terms (one of weight 0 is not computed) and how targets are made."""
 
     dino_weight: Weight
     """Weight of the image-level terms, local and global (paper: 1)."""
@@ -32,7 +32,7 @@ class LossParams(Params):
     """Temperature of the student's softmax (0.1)."""
 
     @model_validator(mode="after")
-    def _check_weights(self) -> Self:
+    def _check_weights(self) -> "LossParams":
         if self.dino_weight == self.ibot_weight == self.koleo_weight == 0:
             raise ValueError("dino_weight, ibot_weight and koleo_weight are all 0; raise one")
         return self
@@ -113,7 +113,7 @@ class TrainParams(Params):
     """Attention kernel; xformers needs a GPU and the gpu extra."""
 
     @model_validator(mode="after")
-    def _check_groups(self) -> Self:
+    def _check_groups(self) -> "TrainParams":
         if self.batch_size % self.group_size:
             raise ValueError(f"group_size is {self.group_size}, which does not divide batch_size {self.batch_size}")
         if self.loss.koleo_weight > 0 and self.group_size == 1:

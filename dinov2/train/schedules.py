@@ -20,14 +20,16 @@ class StepValues(NamedTuple):
 
 def values_at(step: int, params: ScheduleParams, *, num_steps: int, peak_lr: float) -> StepValues:
     """The values of `step`, counted from 0; from `num_steps` on the final ones."""
-    lr = _warmup_cosine(step, 0.0, peak_lr, params.min_lr, params.warmup_steps, num_steps)
+    lr = _warmup_cosine(step, peak_lr, params.min_lr, params.warmup_steps, num_steps)
     return StepValues(
         lr=lr,
         last_layer_lr=0.0 if step < params.freeze_last_layer_steps else lr,
         weight_decay=_cosine(step, params.weight_decay_start, params.weight_decay_end, num_steps),
         momentum=_cosine(step, params.momentum_start, params.momentum_end, num_steps),
         teacher_temperature=_linear(
-            step, params.teacher_temperature_start, params.teacher_temperature_end,
+            step,
+            params.teacher_temperature_start,
+            params.teacher_temperature_end,
             params.teacher_temperature_warmup_steps,
         ),
     )
@@ -47,7 +49,7 @@ def _cosine(step: int, start: float, end: float, num_steps: int) -> float:
     return end + 0.5 * (start - end) * (1 + cos(pi * step / num_steps))
 
 
-def _warmup_cosine(step: int, start: float, peak: float, end: float, warmup_steps: int, num_steps: int) -> float:
+def _warmup_cosine(step: int, peak: float, end: float, warmup_steps: int, num_steps: int) -> float:
     if step < warmup_steps:
-        return _linear(step, start, peak, warmup_steps)
+        return _linear(step, 0.0, peak, warmup_steps)
     return _cosine(step - warmup_steps, peak, end, num_steps - warmup_steps)

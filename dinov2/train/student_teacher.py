@@ -1,15 +1,23 @@
-"""Pretraining's pair of networks: a student that learns, and a teacher that is its moving average (paper, section 4)."""
+"""Pretraining's two networks: a student that learns, and a teacher that is its moving average (paper, section 4)."""
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2.models.attention import Backend
 from dinov2.models.params import HeadParams, ViTParams
-from dinov2.train.objective import Batch, Targeting, Targets, build_network, move_average, student_losses, total_loss
+from dinov2.train.objective import (
+    Batch,
+    Targeting,
+    Targets,
+    build_network,
+    init_network,
+    move_average,
+    student_losses,
+    total_loss,
+)
 from dinov2.train.params import LossParams
 
 __all__ = ["Batch", "StudentTeacher"]
@@ -35,7 +43,7 @@ class StudentTeacher(nn.Module):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.targeting = Targeting(loss, dino_head, ibot_head)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "StudentTeacher":
         """As usual, but the teacher always stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
@@ -44,15 +52,20 @@ class StudentTeacher(nn.Module):
     def losses(
         self, batch: Batch, *, teacher_temperature: float, group_seeds: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """The unweighted terms, on the optimised scale: dino_local, dino_global, ibot, koleo; those of weight 0 are absent.
+        """The unweighted terms, on the optimised scale: dino_local, dino_global, ibot, koleo; none whose weight is 0.
 
         `group_seeds`, one for each `group_size` images, decide stochastic depth; needed only where the model has it.
         The student's global crops are masked only if the patch-level loss is on.
         """
         targets = self.teacher_targets(batch, teacher_temperature)
         return student_losses(
-            self.student, batch, targets, self.loss,
-            masked=self.loss.ibot_weight > 0, group_size=self.group_size, group_seeds=group_seeds,
+            self.student,
+            batch,
+            targets,
+            self.loss,
+            masked=self.loss.ibot_weight > 0,
+            group_size=self.group_size,
+            group_seeds=group_seeds,
         )
 
     def teacher_targets(self, batch: Batch, temperature: float) -> Targets:
@@ -69,8 +82,7 @@ class StudentTeacher(nn.Module):
 
     def init_weights(self) -> None:
         """Fresh student weights and the same for the teacher; fills a pair that was built on the meta device."""
-        for module in self.student.values():
-            module.init_weights()
+        init_network(self.student)
         self.teacher.load_state_dict(self.student.state_dict())
         for buffer in self.targeting.buffers():
             buffer.zero_()
