@@ -12,15 +12,13 @@ from pathlib import Path
 
 from dinov2.curation.crawl import CrawlParams, crawl_images
 from dinov2.records import IMAGE_RECORDS, REMOVED, Summary, count_reasons, write_table
-from dinov2.store import Store
 from tasks.stage import main
 
 VERSION = 1
 
 
-def run(params: CrawlParams, *, crawl: Path, out: Path, work: Path, store: Store) -> Summary:
+def run(params: CrawlParams, *, crawl: Path, out: Path) -> Summary:
     """Write the records of all images of the pages in `crawl`."""
-    del work, store  # one pass, nothing to resume; no bulk
     result = crawl_images(params, crawl)
     num_kept = write_table(out / "records.parquet", IMAGE_RECORDS, result.records)
     num_removed = write_table(out / "removed.parquet", REMOVED, result.removed)

@@ -1,9 +1,9 @@
 """Pages to image records: every `<img>` of WARC files and HTML folders, as one absolute URL, each kept once.
 
-Paper section 3, "data sources": image URLs are taken from the `<img>` tags of crawled pages; URLs that are unsafe or of
-restricted domains are dropped. An `<img>` is one image in several sizes, so it gives one URL: the largest candidate of its
-`srcset`, or else its `src`. Where the same crawl holds the answer to that URL, the record says in which file and at which
-offset.
+Paper section 3, "data sources": image URLs are taken from the `<img>` tags of crawled pages; URLs that are unsafe or
+of restricted domains are dropped. An `<img>` is one image in several sizes, so it gives one URL: the largest candidate
+of its `srcset`, or else its `src`. Where the same crawl holds the answer to that URL, the record says in which file and
+at which offset.
 """
 
 import codecs
