@@ -22,7 +22,7 @@ def knn_scores(
     num_classes: int,
     params: KnnParams,
 ) -> dict[int, Float[Tensor, "m c"]]:
-    """Class scores of the test images for each of `params.num_neighbors`, limited to n; features need no unit length."""
+    """Class scores of the test images for each of `params.num_neighbors` (at most n); features of any length."""
     asked = sorted({limited(num, len(train)) for num in params.num_neighbors})
     cosine, index = top_k(unit_length(test), unit_length(train), max(asked))
     return knn_classify(

@@ -6,6 +6,8 @@ And the reference reports the best classifier *on the images it reports*; here a
 learning rate and input, a classifier with these is trained on all training images, and the test images judge it once.
 """
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from dinov2.eval.features import Features
+from dinov2.eval.features import FrozenFeatures
 from dinov2.eval.params import LinearParams
 from dinov2.metrics import accuracy
 
@@ -30,14 +32,21 @@ class Probe(NamedTuple):
 
 
 def linear_probe(
-    train: Features, train_labels: Int[Tensor, " n"], test: Features, *, num_classes: int, params: LinearParams, seed: int
+    train: FrozenFeatures,
+    train_labels: Int[Tensor, " n"],
+    test: FrozenFeatures,
+    *,
+    num_classes: int,
+    params: LinearParams,
+    seed: int,
 ) -> Probe:
     """Choose a learning rate and an input on a split of the training images, train on all of them, score the test."""
     held = _split(train_labels, params.validation_share, seed)
+    fit = partial(_train, num_classes=num_classes, params=params, seed=seed)
     best: tuple[float, int, bool] | None = None
     for uses_patches in (False, True):
         inputs = _inputs(train, uses_patches)
-        weight, bias = _train(inputs[~held], train_labels[~held], params.learning_rates, num_classes, params, seed)
+        weight, bias = fit(inputs[~held], train_labels[~held], learning_rates=params.learning_rates)
         logits = torch.einsum("nd,gcd->gnc", inputs[held], weight) + bias[:, None]
         for number, scores in enumerate(logits):
             top1 = accuracy(scores, train_labels[held], 1)
@@ -46,11 +55,11 @@ def linear_probe(
     assert best is not None
     top1, number, uses_patches = best
     rate = params.learning_rates[number]
-    weight, bias = _train(_inputs(train, uses_patches), train_labels, [rate], num_classes, params, seed)
+    weight, bias = fit(_inputs(train, uses_patches), train_labels, learning_rates=[rate])
     return Probe(_inputs(test, uses_patches) @ weight[0].T + bias[0], rate, uses_patches, top1)
 
 
-def _inputs(features: Features, uses_patches: bool) -> Float[Tensor, "n _"]:
+def _inputs(features: FrozenFeatures, uses_patches: bool) -> Float[Tensor, "n _"]:
     return torch.cat([features.cls, features.mean_patch], dim=1) if uses_patches else features.cls
 
 
@@ -70,6 +79,7 @@ def _split(labels: Tensor, share: float, seed: int) -> Tensor:
 def _train(
     inputs: Float[Tensor, "n d"],
     labels: Int[Tensor, " n"],
+    *,
     learning_rates: list[float],
     num_classes: int,
     params: LinearParams,
@@ -81,10 +91,9 @@ def _train(
     first = torch.randn(num_classes, dim, generator=generator) * 0.01
     weight = first.repeat(len(learning_rates), 1, 1).requires_grad_()
     bias = torch.zeros(len(learning_rates), num_classes, requires_grad=True)
-    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     batch_size = min(params.batch_size, num)
-    scale = params.batch_size / 256
-    rates = torch.tensor(learning_rates)[:, None] * scale
+    rates = torch.tensor(learning_rates)[:, None] * params.batch_size / 256
     order = torch.empty(0, dtype=torch.long)
     for step in range(params.num_steps):
         if len(order) < batch_size:
@@ -93,9 +102,11 @@ def _train(
         logits = torch.einsum("bd,gcd->gbc", inputs[batch], weight) + bias[:, None]
         targets = labels[batch].repeat(len(learning_rates))
         loss = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / batch_size
-        decay = (1 + torch.cos(torch.tensor(torch.pi * step / params.num_steps))) / 2
+        weight_gradient, bias_gradient = torch.autograd.grad(loss, (weight, bias))
+        weight_speed.mul_(params.momentum).add_(weight_gradient)
+        bias_speed.mul_(params.momentum).add_(bias_gradient)
+        rate = rates * (1 + math.cos(math.pi * step / params.num_steps)) / 2
         with torch.no_grad():
-            for value, speed, gradient in zip((weight, bias), velocity, torch.autograd.grad(loss, (weight, bias)), strict=True):
-                speed.mul_(params.momentum).add_(gradient)
-                value -= (rates[..., None] if value.ndim == 3 else rates) * decay * speed
+            weight -= rate[..., None] * weight_speed
+            bias -= rate * bias_speed
     return weight.detach(), bias.detach()

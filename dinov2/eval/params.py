@@ -20,7 +20,7 @@ class KnnParams(Params):
     @model_validator(mode="after")
     def _check_reference(self) -> Self:
         if self.reference not in self.num_neighbors:
-            raise ValueError(f"reference is {self.reference}, which is not among num_neighbors {self.num_neighbors}; add it")
+            raise ValueError(f"reference {self.reference} is not among num_neighbors {self.num_neighbors}; add it")
         return self
 
 
@@ -42,6 +42,8 @@ class LinearParams(Params):
 class BaselineParams(Params):
     """Descriptors that learn nothing."""
 
+    image_size_px: Annotated[int, Field(gt=0)]
+    """Side of the centre crop that is described."""
     histogram_bins: Annotated[int, Field(gt=1)]
     """Bins a channel of the RGB histogram."""
     pixels_px: Annotated[int, Field(gt=0)]

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from dinov2.data.decode import normalise
+from dinov2.eval.features import prepare
+from dinov2.hub import BackboneCard
 from dinov2.models.vit import VisionTransformer
 
 BACKGROUND = 0.25  # brightness of background patches: dimmed rather than black, so that nothing is hidden
@@ -68,10 +69,12 @@ def colours(scores: Float[Tensor, "n p 4"]) -> UInt8[np.ndarray, "n side side 3"
 
 
 @torch.inference_mode()
-def pca_picture(model: VisionTransformer, images: UInt8[Tensor, "n 3 s s"], *, tile_px: int) -> Image.Image:
+def pca_picture(
+    model: VisionTransformer, images: UInt8[Tensor, "n 3 s s"], card: BackboneCard, *, tile_px: int
+) -> Image.Image:
     """Two rows of tiles of side `tile_px`: the images above, the components of their patches below."""
     model.eval()
-    patches = torch.cat([model.features(normalise(image[None])).patches.float() for image in images])
+    patches = torch.cat([model.features(prepare(image[None], card)).patches.float() for image in images])
     components = colours(principal_components(patches))
     photos = images.permute(0, 2, 3, 1).numpy()
     picture = Image.new("RGB", (tile_px * len(photos), tile_px * 2))

@@ -1,0 +1,137 @@
+"""Thumbnails: removed images by reason, each copy beside the image that it copies, and what seeds retrieved."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from dinov2.data.decode import DecodeError, decode_rgb
+from dinov2.records import CURATED, REMOVED, read_table
+from dinov2.shards import ShardReader
+from dinov2.store import Store
+
+PLACES = pa.schema([("id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+JPEG_QUALITY = 82
+
+
+class Removed(NamedTuple):
+    """A removed image, with its witness where there is one. Images are data URIs; None where it can't be shown."""
+
+    image: str | None
+    witness: str | None
+    cosine: float | None
+
+
+class Group(NamedTuple):
+    """Some of the images that a stage removed for one reason."""
+
+    stage: str
+    reason: str
+    num: int
+    """How many there are in all."""
+    samples: list[Removed]
+    has_witness: bool
+
+
+class Choice(NamedTuple):
+    """A seed image and some of the images that it retrieved, most alike first, with their cosines."""
+
+    seed: str | None
+    label: str | None
+    retrieved: list[tuple[str | None, float]]
+
+
+class Album:
+    """Finds images by id in the manifests of all stages and makes thumbnails of them."""
+
+    def __init__(self, store: Store, outputs: Mapping[str, Path], thumbnail_px: int) -> None:
+        self._reader = ShardReader(store)
+        self._size = (thumbnail_px, thumbnail_px)
+        self._rows: dict[str, dict[str, Any]] = {}
+        tables = [outputs["download"] / "manifest.parquet", *sorted(outputs["embed"].glob("*.parquet"))]
+        tables += [outputs["retrieve"] / "manifest.parquet"]
+        for table in tables:
+            if table.exists():
+                for row in read_table(table, PLACES):
+                    if row["shard"] is not None:  # evaluation images stay in their folder
+                        self._rows.setdefault(row["id"], row)
+
+    def thumbnail(self, sample_id: str | None) -> str | None:
+        """A JPEG as data URI; None if no stage packed that image or it does not decode. Raises InputError (blob)."""
+        row = self._rows.get(sample_id or "")
+        if row is None:
+            return None
+        try:
+            image = Image.fromarray(decode_rgb(self._reader.read(row)))
+        except DecodeError:
+            return None
+        return data_uri(image, self._size)
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._reader.close()
+
+
+def data_uri(image: Image.Image, size: tuple[int, int] | None = None) -> str:
+    """The image as a JPEG data URI, shrunk to fit into `size`."""
+    copy = image.convert("RGB")
+    if size is not None:
+        copy.thumbnail(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    copy.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) -> list[Group]:
+    """A group a stage and reason, of those whose images exist, with evenly spread samples in the order of their ids."""
+    groups = []
+    for stage in ("download", "filter", "dedup", "retrieve"):
+        table = outputs[stage] / "removed.parquet"
+        rows = [row for row in read_table(table, REMOVED) if row["id"] is not None] if table.exists() else []
+        reasons = sorted({row["reason"] for row in rows})
+        for reason in reasons:
+            members = sorted(
+                (row for row in rows if row["reason"] == reason), key=lambda row: (row["id"], row["url"] or "")
+            )
+            samples = [
+                Removed(album.thumbnail(row["id"]), album.thumbnail(row["witness_id"]), row["cosine"])
+                for row in evenly(members, num_shown)
+            ]
+            if any(sample.image for sample in samples):
+                has_witness = any(row["witness_id"] for row in members)
+                groups.append(Group(stage, reason, len(members), samples, has_witness))
+    return groups
+
+
+def choices(outputs: Mapping[str, Path], album: Album, num_seeds: int, num_retrieved: int) -> list[Choice]:
+    """Seeds that retrieved most, one of each label where there are labels, each with its nearest images."""
+    table = outputs["retrieve"] / "manifest.parquet"
+    if not table.exists():
+        return []
+    rows = read_table(table, CURATED)
+    seeds = {row["id"]: row for row in rows if row["origin"] == "seed"}
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["origin"] != "seed" and row["seed_id"] in seeds:
+            chosen.setdefault(row["seed_id"], []).append(row)
+    ranked = sorted(chosen, key=lambda seed: (-min(len(chosen[seed]), num_retrieved), seed))
+    by_label: dict[str, str] = {}
+    for seed in ranked:
+        by_label.setdefault(seeds[seed]["label"] or seed, seed)
+    shown = []
+    for seed in list(by_label.values())[:num_seeds]:
+        nearest = sorted(chosen[seed], key=lambda row: (-(row["cosine"] or 0.0), row["id"]))[:num_retrieved]
+        retrieved = [(album.thumbnail(row["id"]), row["cosine"] or 0.0) for row in nearest]
+        shown.append(Choice(album.thumbnail(seed), seeds[seed]["label"], retrieved))
+    return shown
+
+
+def evenly(items: Sequence[dict[str, Any]], num: int) -> list[dict[str, Any]]:
+    """At most `num` of the items, at even distances."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(num, len(items))).round().astype(int)) if items else []
+    return [items[place] for place in places]
