@@ -1,7 +1,7 @@
 """How a network is trained: losses, optimiser, schedules, and their composition. Imports no torch."""
 
 from math import sqrt
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -80,16 +80,11 @@ class ScheduleParams(Params):
     """First steps, in which the prototypes stay as they are."""
 
 
-class TrainParams(Params):
-    """A whole training run."""
+class RecipeParams(Params):
+    """How networks are trained, whatever the networks."""
 
     seed: Annotated[int, Field(ge=0)]
     """Decides initial weights, order of samples, augmentation, masks, stochastic depth."""
-    model: ViTParams
-    dino_head: HeadParams
-    """Head of the image-level loss."""
-    ibot_head: HeadParams | None
-    """Head of the patch-level loss; null: it shares dino_head."""
     crops: CropParams
     masks: MaskParams
     loss: LossParams
@@ -107,13 +102,17 @@ class TrainParams(Params):
     """Newest checkpoints that stay on disk."""
     log_every_steps: Annotated[int, Field(gt=0)]
     """Steps between points of the curves."""
+    monitor_every_steps: Annotated[int, Field(gt=0)]
+    """Steps between looks at the features of a fixed sample (effective rank, k-NN, entropy of the teacher)."""
+    monitor_images: Annotated[int, Field(gt=1)]
+    """Images of that sample."""
     precision: Literal["fp32", "bf16"]
     """Arithmetic of the networks; master weights, losses and targets are always fp32."""
     attention: Literal["sdpa", "xformers"]
     """Attention kernel; xformers needs a GPU and the gpu extra."""
 
     @model_validator(mode="after")
-    def _check_groups(self) -> "TrainParams":
+    def _check_groups(self) -> Self:
         if self.batch_size % self.group_size:
             raise ValueError(f"group_size is {self.group_size}, which does not divide batch_size {self.batch_size}")
         if self.loss.koleo_weight > 0 and self.group_size == 1:
@@ -124,3 +123,13 @@ class TrainParams(Params):
     def peak_lr(self) -> float:
         """Learning rate after warm-up: base_lr * sqrt(batch_size / 1024)."""
         return self.optim.base_lr * sqrt(self.batch_size / 1024)
+
+
+class TrainParams(RecipeParams):
+    """A whole training run from fresh weights."""
+
+    model: ViTParams
+    dino_head: HeadParams
+    """Head of the image-level loss."""
+    ibot_head: HeadParams | None
+    """Head of the patch-level loss; null: it shares dino_head."""
