@@ -49,9 +49,9 @@ def _build(images: Path | None) -> None:
     if built.note:
         print(f"{images}: {built.note}")
     print(_describe(built, time.monotonic() - start))
-    changes = set_inputs(PARAMS, built.folder)
-    if changes:
-        print(f"{PARAMS} now reads from {built.folder} ({'; '.join(changes)})")
+    former = set_inputs(PARAMS, built.folder)
+    if former:
+        print(f"{PARAMS}: {', '.join(former)} now point into {built.folder} (before: {', '.join(former.values())})")
 
 
 def _describe(built: Built, seconds: float) -> str:

@@ -131,10 +131,16 @@ def _write_labelled(folder: Path, picture: Picture) -> str:
 
 
 def _cut(photographs: Sequence[Photograph]) -> Roles:
-    """Tiles of photographs, labelled by their photograph. Of the pool's, a few are PNG or WebP."""
+    """Tiles of photographs, labelled by their photograph. Of the pool's, a few are PNG or WebP.
+
+    A photograph too plain for both seeds and evaluation images gives tiles to the pool only.
+    """
     roles = Roles([], [], [])
     for photograph in photographs:
-        for number, tile in enumerate(cut_tiles(open_photograph(photograph), photograph.label)):
+        tiles = cut_tiles(open_photograph(photograph), photograph.label)
+        if len({tile.role for tile in tiles} - {"pool"}) < 2:
+            tiles = [tile for tile in tiles if tile.role == "pool"]
+        for number, tile in enumerate(tiles):
             mime, data = "image/jpeg", tile.data
             if tile.role == "pool" and number % 14 in (5, 12):
                 mime = "image/png" if number % 14 == 5 else "image/webp"
@@ -174,12 +180,12 @@ def _flat(found: Folder, images: Path) -> Roles:
     """Tiles of the first photographs that are large enough; the others whole, into the pool."""
     photos = [photo for label in sorted(found.photos) for photo in found.photos[label]]
     large = [photo for photo in photos if photo.shorter_px >= SMALLEST_PHOTOGRAPH_PX][:MAX_CUT_PHOTOGRAPHS]
-    if len(large) < 2:
-        raise InputError(
-            f"IMAGES: {images} holds {len(large)} photographs of at least {SMALLEST_PHOTOGRAPH_PX} px; "
-            "give at least 2, or a folder a class"
-        )
     roles = _cut([Photograph(label, photo.path) for label, photo in zip(_labels(large), large, strict=True)])
+    if len({picture.label for picture in roles.evaluation}) < 2:
+        raise InputError(
+            f"IMAGES: {images} is flat and holds {len(photos)} images, {len(large)} of at least "
+            f"{SMALLEST_PHOTOGRAPH_PX} px; give at least 2 such photographs, or a folder a class"
+        )
     cut = set(large)
     roles.pool.extend(_whole("", photo) for photo in photos if photo not in cut)
     return roles

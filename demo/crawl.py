@@ -160,7 +160,12 @@ def _write_response(
     )
     writer.write_record(
         writer.create_warc_record(
-            url, "response", payload=BytesIO(content), http_headers=http, warc_headers_dict=_identity(url, content)
+            url,
+            "response",
+            payload=BytesIO(content),
+            length=len(content),
+            http_headers=http,
+            warc_headers_dict=_identity(url, content),
         )
     )
 
@@ -169,7 +174,11 @@ def _write_warcinfo(writer: WARCWriter, name: str) -> None:
     about = b"software: python -m demo build\r\nformat: WARC File Format 1.1\r\n"
     writer.write_record(
         writer.create_warc_record(
-            "", "warcinfo", payload=BytesIO(about), warc_headers_dict={**_identity(name, about), "WARC-Filename": name}
+            "",
+            "warcinfo",
+            payload=BytesIO(about),
+            length=len(about),
+            warc_headers_dict={**_identity(name, about), "WARC-Filename": name},
         )
     )
 
