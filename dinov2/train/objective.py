@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from dinov2.losses.centering import centered_softmax, sinkhorn_knopp, update_center
 from dinov2.losses.dino import dino_global_loss, dino_local_loss, num_dino_terms
@@ -184,6 +185,9 @@ def total_loss(losses: dict[str, Tensor], loss: LossParams) -> Float[Tensor, ""]
 @torch.no_grad()
 def move_average(average: nn.Module, latest: nn.Module, momentum: float) -> None:
     """average = momentum * average + (1 - momentum) * latest, for all parameters; of sharded ones, each its shard."""
+    for module in average.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a root stays gathered after a forward that has no backward; its copy would be lost
     pairs = zip(average.parameters(), latest.parameters(), strict=True)
     local = [(_local(old), _local(new)) for old, new in pairs]
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]  # optimisers' own kernel: one pass, one launch

@@ -1,7 +1,7 @@
 """How a network is trained: losses, optimiser, schedules, and their composition. Imports no torch."""
 
 from math import sqrt
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -112,7 +112,7 @@ class RecipeParams(Params):
     """Attention kernel; xformers needs a GPU and the gpu extra."""
 
     @model_validator(mode="after")
-    def _check_groups(self) -> Self:
+    def _check_groups(self) -> "RecipeParams":
         if self.batch_size % self.group_size:
             raise ValueError(f"group_size is {self.group_size}, which does not divide batch_size {self.batch_size}")
         if self.loss.koleo_weight > 0 and self.group_size == 1:
