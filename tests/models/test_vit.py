@@ -71,7 +71,7 @@ def test_released_names_are_the_references() -> None:
 
 
 def test_unknown_architecture_is_named() -> None:
-    with pytest.raises(InputError, match="vit_huge.*vit_giant2"):
+    with pytest.raises(InputError, match=r"vit_huge.*vit_giant2"):
         released_params("vit_huge")
 
 
@@ -151,11 +151,13 @@ def test_stochastic_depth_equals_the_formula() -> None:
     packed = model.features_packed([images, small], [None, None], subsets)
 
     block = model.blocks[0]
-    for number, (crops, (samples, length), offset) in enumerate(
-        zip((images, small), shapes, (0, 4 * 19), strict=True)
-    ):
+    for number, (crops, (samples, length), offset) in enumerate(zip((images, small), shapes, (0, 4 * 19), strict=True)):
         kept = [
-            {int(row - offset) // length for row in subsets.rows[0, branch] if offset <= row < offset + samples * length}
+            {
+                int(row - offset) // length
+                for row in subsets.rows[0, branch]
+                if offset <= row < offset + samples * length
+            }
             for branch in (0, 1)
         ]
         assert [len(k) for k in kept] == [samples // 2] * 2
@@ -178,7 +180,7 @@ def test_stochastic_depth_is_off_in_evaluation() -> None:
 
 def test_xformers_on_a_cpu_is_refused() -> None:
     model = VisionTransformer(TINY, attention="xformers")
-    with pytest.raises(InputError, match="xformers.*GPU"):
+    with pytest.raises(InputError, match=r"xformers.*GPU"):
         model(torch.randn(1, 3, 56, 56))
 
 
