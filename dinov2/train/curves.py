@@ -1,0 +1,71 @@
+"""The curves of a run: `metrics.jsonl` while it runs, `curves.csv` and a figure when it is done.
+
+A run that was killed and resumed has some steps twice in the first; of each step the last line counts. What a clock
+decides (images per second, waiting) stays out of the second, which is the same for every run of the same params.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+BY_CLOCK = ("time", "images_per_s", "data_wait_share", "memory_gb")
+
+
+def append_row(path: Path, step: int, values: Mapping[str, float]) -> None:
+    """Add one line for `step` (steps done) with the time of now."""
+    row = {"step": step, "time": time.time(), **values}
+    with path.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """One row a step, by step; the last line of each counts and a line cut short does not."""
+    if not path.exists():
+        return []
+    rows: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n") and line.startswith("{"):
+            row = json.loads(line)
+            rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    """The rows without what a clock decides; a value that a step does not have is empty."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in BY_CLOCK)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(names), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _shortest(value) for name, value in row.items()} for row in rows)
+
+
+def _shortest(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.8g}"
+
+
+def plot_losses(path: Path, rows: list[dict[str, float]], names: list[str]) -> None:
+    """One small panel a curve, over the steps."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    present = [name for name in names if any(name in row for row in rows)]
+    if not present:
+        return
+    columns = min(3, len(present))
+    height = -(-len(present) // columns)
+    figure, axes = plt.subplots(height, columns, figsize=(3.6 * columns, 2.5 * height), squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, present, strict=False):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axis.plot([step for step, _ in points], [value for _, value in points], linewidth=1.2)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(visible=True, alpha=0.3)
+    for axis in axes.flat[len(present) :]:
+        axis.remove()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
