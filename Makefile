@@ -47,7 +47,7 @@ ready: venv
 ##  make demo          the whole pipeline on photographs that pip packages carry (IMAGES=DIR: on yours)
 demo: ready
 	$(BIN)/python -m demo build $(if $(IMAGES),--images '$(IMAGES)')
-	$(BIN)/python -m flows.full_pipeline
+	$(BIN)/python -m flows.serve demo
 	$(BIN)/python -m demo check
 
 ##  make test          linters, types, import contracts and tests

@@ -1,0 +1,102 @@
+"""Every value that a run has is checked and read: presets validate, and no field is there for nobody."""
+
+import ast
+import typing
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from dinov2.params import InputError, Params, load_section, read_yaml, validate
+from dinov2.store import StoreParams
+from tasks.launch import LaunchParams
+from tasks.stage import Gates
+from tasks.tracking import TrackingParams
+
+ROOT = Path(__file__).parents[1]
+STAGES = sorted(typing.cast(dict[str, object], read_yaml(ROOT / "dvc.yaml")["stages"]))
+ELSEWHERE: dict[str, type[Params]] = {"store": StoreParams, "launch": LaunchParams, "tracking": TrackingParams}
+FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+
+
+def params_type(section: str) -> type[Params]:
+    """The class that validates a section of params.yaml."""
+    if section in ELSEWHERE:
+        return ELSEWHERE[section]
+    return typing.get_type_hints(import_module(f"tasks.{section}").run)["params"]
+
+
+def nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """`model` and every params class within its fields."""
+    yield model
+    for field in model.model_fields.values():
+        pending: list[object] = [field.annotation]
+        while pending:
+            annotation = pending.pop()
+            pending.extend(typing.get_args(annotation))
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation is not model:
+                yield from nested(annotation)
+
+
+def names_read() -> set[str]:
+    """Every name that the code reads as an attribute."""
+    names: set[str] = set()
+    for package in ("dinov2", "tasks", "flows"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                    names.add(node.attr)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_file_validates_whole(path):
+    sections = read_yaml(path)
+    assert set(sections) == {"inputs", "gates", *STAGES, *ELSEWHERE}
+    assert list(sections)[-2:] == ["launch", "tracking"]
+    for section in (*STAGES, *ELSEWHERE):
+        load_section(path, section, params_type(section))
+    Gates.model_validate(sections["gates"])
+    assert set(typing.cast(dict[str, str], sections["inputs"])) == {"crawl", "seeds", "evaluation"}
+
+
+@pytest.mark.parametrize("section", [*STAGES, *ELSEWHERE])
+def test_every_field_is_read_by_the_code(section):
+    read = names_read()
+    unread = [
+        f"{model.__name__}.{name}"
+        for model in nested(params_type(section))
+        for name in model.model_fields
+        if name not in read
+    ]
+    assert unread == []
+
+
+@pytest.mark.parametrize("section", [*STAGES, *ELSEWHERE])
+def test_every_field_has_a_docstring_and_no_default(section):
+    for model in nested(params_type(section)):
+        assert not [name for name, field in model.model_fields.items() if not field.is_required()]
+        source = Path(typing.cast(str, import_module(model.__module__).__file__))
+        (definition,) = (
+            node
+            for node in ast.walk(ast.parse(source.read_text()))
+            if isinstance(node, ast.ClassDef) and node.name == model.__name__
+        )
+        for node, following in zip(definition.body, [*definition.body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                described = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                assert described, f"{model.__name__}.{node.target.id} has no line that says what it is"
+
+
+@pytest.mark.parametrize("section", [*STAGES, *ELSEWHERE])
+def test_unknown_missing_and_mistyped_keys_are_named(section):
+    values = typing.cast(dict[str, object], read_yaml(ROOT / "params.yaml")[section])
+    first = next(iter(values))
+    with pytest.raises(InputError, match=rf"{section}\.surplus: is not a known key"):
+        validate(params_type(section), {**values, "surplus": 1}, where=section)
+    with pytest.raises(InputError, match=rf"{section}\.{first}: is missing"):
+        validate(params_type(section), {key: value for key, value in values.items() if key != first}, where=section)
+    with pytest.raises(InputError, match=rf"{section}\.{first}.*change it"):
+        validate(params_type(section), {**values, first: {"a": "mapping"}}, where=section)
