@@ -7,6 +7,9 @@ no state to save: all of them are drawn from (seed, step).
 import json
 import logging
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,8 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         _barrier()
-        dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=world_size() == 1)
+        with _quiet():
+            dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=world_size() == 1)
         if rank() == 0:
             write_json(temporary / ABOUT, {"fingerprint": self.fingerprint, "step": step, "extra": extra})
             shutil.rmtree(final, ignore_errors=True)
@@ -80,7 +84,8 @@ class Checkpoints:
                 f"inputs differ; move {self.folder} away to start afresh"
             )
         state = _state(model, optimizers)
-        dcp.load(state, checkpoint_id=newest, no_dist=world_size() == 1)
+        with _quiet():
+            dcp.load(state, checkpoint_id=newest, no_dist=world_size() == 1)
         set_model_state_dict(model, state["model"], options=StateDictOptions(strict=True))
         for name, optimizer in optimizers.items():
             set_optimizer_state_dict(model, optimizer, state["optimizers"][name])
@@ -102,3 +107,11 @@ def _state(model: nn.Module, optimizers: dict[str, Optimizer]) -> dict[str, Any]
 def _barrier() -> None:
     if world_size() > 1:
         dist.barrier()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's warning that one process saves by itself, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

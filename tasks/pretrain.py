@@ -1,0 +1,42 @@
+"""Train DINOv2 on the curated images: DINO, iBOT and KoLeo, a student and the teacher that is its average.
+
+In:    data/retrieve/manifest.parquet   the curated images, in shards of the store
+Out:   out/backbone.safetensors, .json  the teacher's backbone
+       out/training.safetensors         student and teacher with their heads, for highres
+       out/curves.csv, figures/         losses, schedules, monitors
+Run:   python -m tasks.pretrain --retrieve data/retrieve --out data/pretrain
+Cost:  the pipeline's largest; the demo's takes two or three minutes on two cores. Goes on from its last checkpoint.
+"""
+
+import sys
+from pathlib import Path
+
+from dinov2.records import CURATED, Summary, read_table
+from dinov2.store import Store
+from dinov2.train.params import TrainParams
+from tasks.stage import main
+
+VERSION = 1
+
+
+class PretrainParams(TrainParams):
+    """Section `pretrain` of params.yaml."""
+
+
+def run(params: PretrainParams, *, retrieve: Path, out: Path, work: Path, store: Store) -> Summary:
+    """See the top of this file."""
+    from dinov2.data.sampler import ShardSource  # imported in the job, not in the submitter
+    from dinov2.shards import ShardReader
+    from dinov2.train.pretraining import pretrain
+    from dinov2.train.products import Architecture
+
+    manifest = retrieve / "manifest.parquet"
+    rows = read_table(manifest, CURATED)
+    store.check((row["shard"] for row in rows), needed_by=manifest)
+    architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
+    source = ShardSource(rows, ShardReader(store))
+    return pretrain(params, architecture, source, stage="pretrain", out=out, work=work, initial=None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))
