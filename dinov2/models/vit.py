@@ -164,4 +164,7 @@ class VisionTransformer(nn.Module):
         parts = [
             part.unflatten(0, shape) for shape, part in zip(shapes, x.split([n * t for n, t in shapes]), strict=True)
         ]
-        return [Features(part[:, 0], part[:, 1:first_patch], part[:, first_patch:]) for part in parts]
+        return [  # copies: sharded modules must not return views
+            Features(part[:, 0].clone(), part[:, 1:first_patch].clone(), part[:, first_patch:].clone())
+            for part in parts
+        ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from dinov2.losses.centering import centered_softmax, sinkhorn_knopp, update_center
 
@@ -66,7 +66,7 @@ def test_two_processes_give_the_targets_of_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     logits = torch.randn(16, 8)
     torch.save(logits, tmp_path / "logits.pt")
-    mp.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="spawn")
     first, second = torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
     whole = sinkhorn_knopp(logits, temperature=0.1, num_iterations=3)
     center = torch.zeros(1, 8)

@@ -39,4 +39,4 @@ def test_fresh_prototypes_have_factor_one() -> None:
     head = DINOHead(12, PARAMS)
     assert head.last_layer.weight_g.eq(1).all()
     assert head.last_layer.weight_v.abs().max() <= 8**-0.5
-    assert head.mlp[0].bias.eq(0).all()
+    assert head.get_parameter("mlp.0.bias").eq(0).all()

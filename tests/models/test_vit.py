@@ -1,9 +1,11 @@
 """The backbone: real sizes and names, packed forwards, masks, positions, stochastic depth."""
 
+from typing import cast
+
 import pytest
 import torch
 
-from dinov2.models.layers import draw_subsets
+from dinov2.models.layers import Block, draw_subsets
 from dinov2.models.params import ARCHITECTURES, ViTParams, released_params
 from dinov2.models.vit import VisionTransformer, resize_positions
 from dinov2.params import InputError
@@ -150,7 +152,7 @@ def test_stochastic_depth_equals_the_formula() -> None:
     subsets = draw_subsets(shapes, 2, 1, 0.5, [torch.Generator().manual_seed(3)])
     packed = model.features_packed([images, small], [None, None], subsets)
 
-    block = model.blocks[0]
+    block = cast(Block, model.blocks[0])
     for number, (crops, (samples, length), offset) in enumerate(zip((images, small), shapes, (0, 4 * 19), strict=True)):
         kept = [
             {
@@ -193,6 +195,6 @@ def test_init_weights_leaves_nothing_unset() -> None:
             parameter.fill_(torch.nan)
     model.init_weights()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert model.blocks[1].mlp.w3.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.get_parameter("blocks.1.mlp.w3.weight").std().item() == pytest.approx(0.02, rel=0.1)
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
     assert model.cls_token.abs().max() < 1e-5
