@@ -2,8 +2,8 @@
 
 Paper section 3, "data sources": image URLs are taken from the `<img>` tags of crawled pages; URLs that are unsafe or
 of restricted domains are dropped. An `<img>` is one image in several sizes, so it gives one URL: the largest candidate
-of its `srcset`, or else its `src`. Where the same crawl holds the answer to that URL, the record says in which file and
-at which offset.
+of its `srcset` that is not refused, or else its `src`; the others are counted too. Where the same crawl holds the
+answer to that URL, the record says in which file and at which offset.
 """
 
 import codecs
@@ -23,8 +23,8 @@ from dinov2.curation.urls import (
     canonical,
     file_url,
     is_refused_domain,
-    largest_candidate,
     resolve,
+    srcset_urls,
     urljoin_checked,
 )
 from dinov2.curation.warc import DamagedWarcError, WarcEntry, read_entries
@@ -49,7 +49,7 @@ class CrawlParams(Params):
 
 
 class CrawlResult(NamedTuple):
-    """Rows of IMAGE_RECORDS and REMOVED (one row an `<img>`, together), and counts."""
+    """Rows of IMAGE_RECORDS and REMOVED (one row a URL of an `<img>`, together), and counts."""
 
     records: list[dict[str, Any]]
     removed: list[dict[str, Any]]
@@ -57,9 +57,9 @@ class CrawlResult(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What an `<img>` says: the reference as written (None without src and srcset), and its alternative text."""
+    """What an `<img>` says: references as written, the largest first (none without src and srcset), and its text."""
 
-    reference: str | None
+    references: list[str]
     alt: str
 
 
@@ -67,7 +67,8 @@ def crawl_images(params: CrawlParams, crawl: Path) -> CrawlResult:
     """Records of all images that the pages below the folder `crawl` show, in the order of files and pages.
 
     A file that is cut short or corrupt is named, counted in `damaged_files` and read as far as it goes. Drop reasons:
-    `no_url`, `refused_scheme`, `refused_domain`, `malformed_url`, `repeated`.
+    `no_url`, `refused_scheme`, `refused_domain`, `malformed_url`, `smaller_candidate` (another of the same `<img>` was
+    taken), `repeated`.
     Raises InputError if the folder is absent, holds no WARC or HTML, or gives no image.
     """
     collector = _Collector(params)
@@ -130,8 +131,9 @@ def page_images(html: str, page_url: str) -> tuple[str, list[Image]]:
     images = []
     for node in tree.css("img"):
         attributes = node.attributes
-        reference = largest_candidate(attributes.get("srcset") or "") or (attributes.get("src") or "").strip() or None
-        images.append(Image(reference, " ".join((attributes.get("alt") or "").split())))
+        source = (attributes.get("src") or "").strip()
+        references = [*srcset_urls(attributes.get("srcset") or ""), *([source] if source else [])]
+        images.append(Image(list(dict.fromkeys(references)), " ".join((attributes.get("alt") or "").split())))
     return base, images
 
 
@@ -144,6 +146,7 @@ class _Collector:
         self._records: dict[str, dict[str, Any]] = {}
         self._removed: list[dict[str, Any]] = []
         self._answers: dict[str, tuple[str, int]] = {}
+        self._refusals: dict[str, tuple[str, int]] = {}
         self._counts: Counter[str] = Counter(pages=0, damaged_files=0, oversized_pages=0)
 
     def add_warc(self, path: Path, crawl: Path) -> None:
@@ -161,7 +164,8 @@ class _Collector:
         except UrlRefusedError:
             self._counts["responses_without_url"] += 1
             return
-        self._answers.setdefault(url, (name, entry.offset))
+        known = self._answers if entry.status == 200 else self._refusals
+        known.setdefault(url, (name, entry.offset))
         if entry.html is not None:
             self._add_page(entry.html, entry.charset, url)
 
@@ -186,25 +190,32 @@ class _Collector:
             self._add_image(image, base, page_url)
 
     def _add_image(self, image: Image, base: str, page_url: str) -> None:
-        if image.reference is None:
-            return self._remove(None, "no_url")
-        try:
-            url = resolve(image.reference, base)
-        except UrlRefusedError as error:
-            return self._remove(image.reference[:SHOWN_CHARS], error.reason)
-        if is_refused_domain(url, self._domains):
-            return self._remove(url, "refused_domain")
-        if url in self._records:
-            return self._remove(url, "repeated")
-        self._records[url] = {"url": url, "page_url": page_url, "alt": image.alt, "warc": None, "warc_offset": None}
-        return None
+        if not image.references:
+            self._remove(None, "no_url")
+        is_taken = False
+        for reference in image.references:
+            try:
+                url = resolve(reference, base)
+            except UrlRefusedError as error:
+                self._remove(reference[:SHOWN_CHARS], error.reason)
+                continue
+            if is_refused_domain(url, self._domains):
+                self._remove(url, "refused_domain")
+                continue
+            if is_taken or url in self._records:
+                self._remove(url, "smaller_candidate" if is_taken else "repeated")
+            else:
+                record = {"url": url, "page_url": page_url, "alt": image.alt, "warc": None, "warc_offset": None}
+                self._records[url] = record
+            is_taken = True
 
     def _remove(self, url: str | None, reason: str) -> None:
         self._removed.append({"id": None, "url": url, "reason": reason, "witness_id": None, "cosine": None})
 
     def result(self) -> CrawlResult:
         for url, record in self._records.items():
-            record["warc"], record["warc_offset"] = self._answers.get(url, (None, None))
+            nowhere = (None, None)
+            record["warc"], record["warc_offset"] = self._answers.get(url, self._refusals.get(url, nowhere))
         in_warc = sum(record["warc"] is not None for record in self._records.values())
         metrics = {**self._counts, "images_in_warc": in_warc}
         return CrawlResult(

@@ -50,6 +50,14 @@ class DownloadParams(Params):
     """Share of images that may be dropped, copies not counted, before the stage stops."""
 
 
+class NoImageError(Exception):
+    """An image that can't be had; `reason` is the drop reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class DownloadResult(NamedTuple):
     """Rows of MANIFEST and REMOVED, together one a record, and counts."""
 
@@ -115,18 +123,16 @@ def _is_remote(record: Mapping[str, Any]) -> bool:
 
 def _read(record: Mapping[str, Any], params: DownloadParams, crawl: Path, log: "FetchLog") -> bytes | str:
     """The bytes of a record's image, or the reason why there are none."""
-    from dinov2.curation.fetch import FetchError
-
     try:
         if record["warc"] is not None:
             data = _read_warc(record, params, crawl)
         elif record["url"].startswith("file:"):
             data = _read_file(local_path(record["url"], crawl), params)
-        elif not params.network:
-            return "not_in_crawl"
-        else:
+        elif params.network:
             data = log.read(record["url"])
-    except FetchError as error:
+        else:
+            return "not_in_crawl"
+    except NoImageError as error:
         return error.reason
     except DamagedWarcError as error:
         logger.warning("%s at %d of %s: %s", record["url"], record["warc_offset"], record["warc"], error)
@@ -141,13 +147,15 @@ def _read(record: Mapping[str, Any], params: DownloadParams, crawl: Path, log: "
 def _read_warc(record: Mapping[str, Any], params: DownloadParams, crawl: Path) -> bytes:
     path = crawl / record["warc"]
     try:
-        url, data = read_answer(path, record["warc_offset"], max_bytes=params.max_bytes)
+        url, status, data = read_answer(path, record["warc_offset"], max_bytes=params.max_bytes)
         if canonical(url) != record["url"]:
             raise DamagedWarcError(f"the answer there is of {url[:200]}")
     except FileNotFoundError as error:
         raise InputError(f"{path} is gone since the crawl was read; put it back, or run crawl again") from error
     except UrlRefusedError as error:
         raise DamagedWarcError("the answer there has no usable URL") from error
+    if status != 200:
+        raise NoImageError("bad_status")
     return data
 
 

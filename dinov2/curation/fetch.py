@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-from dinov2.curation.download import DownloadParams, sniff_mime
+from dinov2.curation.download import DownloadParams, NoImageError, sniff_mime
 from dinov2.curation.progress import EVERY_S
 from dinov2.curation.urls import UrlRefusedError, canonical, urljoin_checked
 
@@ -30,14 +30,6 @@ REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = ("timed_out", "unreachable", "broken_response", "server_error")  # tried again by the next run
 SNIFF_BYTES = 16
 HOST_GIVE_UP = 3  # connections to one host that fail in a row before the rest of its images is not tried
-
-
-class FetchError(Exception):
-    """An image that can't be had; `reason` is the drop reason."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class FetchLog:
@@ -73,10 +65,10 @@ class FetchLog:
         self._append(json.dumps([url, self._reasons[url]]) + "\n")
 
     def read(self, url: str) -> bytes:
-        """The body of a fetched URL; raises FetchError with the reason if there is none."""
+        """The body of a fetched URL; raises NoImageError with the reason if there is none."""
         reason = self._reasons[url]
         if reason is not None:
-            raise FetchError(reason)
+            raise NoImageError(reason)
         return self._body(url).read_bytes()
 
     def _body(self, url: str) -> Path:
@@ -131,7 +123,7 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
             self._lookups[host] = asyncio.create_task(_look_up(host))
         addresses = await asyncio.shield(self._lookups[host])
         if not self._allow_private and not all(map(is_public, addresses)):
-            raise FetchError("private_address")
+            raise NoImageError("private_address")
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in addresses:
             try:
@@ -201,7 +193,7 @@ class _Fetcher:
         try:
             async with asyncio.timeout(self._params.timeout_s):
                 return await self._follow(url, pool)
-        except FetchError as error:
+        except NoImageError as error:
             return error.reason
         except (TimeoutError, httpcore.TimeoutException):
             return "timed_out"
@@ -219,15 +211,15 @@ class _Fetcher:
                     return await self._body(response)
                 if response.status not in REDIRECTS:
                     passing = response.status >= 500 or response.status == 429
-                    raise FetchError("server_error" if passing else "bad_status")
+                    raise NoImageError("server_error" if passing else "bad_status")
                 location = {name.lower(): value for name, value in response.headers}.get(b"location", b"")
             try:
                 url = canonical(urljoin_checked(url, location.decode("utf-8", errors="replace").strip()))
             except UrlRefusedError as error:
-                raise FetchError("bad_redirect") from error
+                raise NoImageError("bad_redirect") from error
             if url.startswith("file:"):
-                raise FetchError("bad_redirect")
-        raise FetchError("too_many_redirects")
+                raise NoImageError("bad_redirect")
+        raise NoImageError("too_many_redirects")
 
     async def _body(self, response: httpcore.Response) -> bytes:
         """The body, given up as soon as it is seen to be no image or too large."""
@@ -236,9 +228,9 @@ class _Fetcher:
             is_sniffed = len(body) >= SNIFF_BYTES
             body += chunk
             if not is_sniffed and len(body) >= SNIFF_BYTES and sniff_mime(bytes(body[:SNIFF_BYTES])) is None:
-                raise FetchError("not_an_image")
+                raise NoImageError("not_an_image")
             if len(body) > self._params.max_bytes:
-                raise FetchError("too_large")
+                raise NoImageError("too_large")
         if sniff_mime(bytes(body[:SNIFF_BYTES])) is None:
-            raise FetchError("not_an_image")
+            raise NoImageError("not_an_image")
         return bytes(body)

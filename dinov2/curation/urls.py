@@ -112,10 +112,9 @@ def file_url(path: Path, crawl: Path) -> str:
     return "file:///" + quote(path.relative_to(crawl).as_posix().encode("utf-8", "surrogateescape"), safe="/")
 
 
-def largest_candidate(srcset: str) -> str | None:
-    """URL of the largest candidate of an `srcset` (HTML standard 4.8.4.3): most `w`, else most `x`; first of equals."""
-    best: tuple[float, float] = (-1.0, -1.0)
-    chosen = None
+def srcset_urls(srcset: str) -> list[str]:
+    """URLs of the candidates of an `srcset` (HTML standard 4.8.4.3), the largest first: most `w`, else most `x`."""
+    found: list[tuple[float, float, str]] = []
     position = 0
     while match := _SRCSET_ITEM.match(srcset, position):
         url, position = match.group(1), match.end()
@@ -123,13 +122,13 @@ def largest_candidate(srcset: str) -> str | None:
         if url.endswith(","):
             url = url.rstrip(",")
         else:
-            found = _DESCRIPTORS.match(srcset, position)
-            assert found is not None  # it matches the empty string
-            position = found.end()
-            width, density = _descriptors(found.group())
-        if url and (width, density) > best:
-            best, chosen = (width, density), url
-    return chosen
+            descriptors = _DESCRIPTORS.match(srcset, position)
+            assert descriptors is not None  # it matches the empty string
+            position = descriptors.end()
+            width, density = _descriptors(descriptors.group())
+        if url:
+            found.append((-width, -density, url))
+    return [url for _, _, url in sorted(found, key=lambda candidate: candidate[:2])]
 
 
 def _descriptors(text: str) -> tuple[float, float]:

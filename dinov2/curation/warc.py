@@ -22,16 +22,19 @@ class DamagedWarcError(Exception):
 
 
 class WarcEntry(NamedTuple):
-    """One complete answer with status 200: URL as written, offset in bytes, and body and charset if it is HTML."""
+    """One complete answer that settles its URL (see `_settles`); body and charset only of HTML with status 200."""
 
     url: str
+    """As written in the file."""
     offset: int
+    """Bytes from the start of the file."""
+    status: int
     html: bytes | None
     charset: str | None
 
 
 def read_entries(path: Path, *, max_html_bytes: int) -> Iterator[WarcEntry]:
-    """Answers with status 200 in a WARC file, in order; of HTML no more than `max_html_bytes` + 1 bytes are read.
+    """Answers in a WARC file that settle their URLs, in order; of HTML at most `max_html_bytes` + 1 bytes are read.
 
     Raises DamagedWarcError, after all complete records, if the file is cut short or corrupt.
     """
@@ -43,13 +46,13 @@ def read_entries(path: Path, *, max_html_bytes: int) -> Iterator[WarcEntry]:
             for record in iterator:
                 offset = iterator.offset
                 html, charset = None, None
-                answered = _is_answer(record)
-                if answered and _is_html(record):
+                status = _status(record)
+                if status == 200 and _is_html(record):
                     html = record.content_stream().read(max_html_bytes + 1)
                     charset = _charset(record)
                 _drain(record)
-                if answered:
-                    yield WarcEntry(record.rec_headers.get_header("WARC-Target-URI"), offset, html, charset)
+                if _settles(status):
+                    yield WarcEntry(record.rec_headers.get_header("WARC-Target-URI"), offset, status, html, charset)
             end_of_last = sum(iterator.member_info or (0, 0))
         except DamagedWarcError:
             raise
@@ -61,8 +64,8 @@ def read_entries(path: Path, *, max_html_bytes: int) -> Iterator[WarcEntry]:
             raise DamagedWarcError(f"no record begins at byte {end_of_last}, and the file goes on there")
 
 
-def read_answer(path: Path, offset: int, *, max_bytes: int) -> tuple[str, bytes]:
-    """URL as written and body, no more than `max_bytes` + 1 bytes of it, of the answer at `offset` of a WARC file.
+def read_answer(path: Path, offset: int, *, max_bytes: int) -> tuple[str, int, bytes]:
+    """URL as written, status and body, no more than `max_bytes` + 1 bytes of it, of the answer at `offset` of a file.
 
     Raises DamagedWarcError if no complete answer stands there, FileNotFoundError if the file is gone.
     """
@@ -75,20 +78,26 @@ def read_answer(path: Path, offset: int, *, max_bytes: int) -> tuple[str, bytes]
             body = record.content_stream().read(max_bytes + 1)
             if len(body) <= max_bytes:
                 _drain(record)
-            return record.rec_headers.get_header("WARC-Target-URI") or "", body
+            return record.rec_headers.get_header("WARC-Target-URI") or "", _status(record), body
         except DamagedWarcError:
             raise
         except (Exception, StopIteration) as error:
             raise DamagedWarcError(f"{type(error).__name__}: {error}") from error
 
 
-def _is_answer(record: "ArcWarcRecord") -> bool:
-    """Whether the record holds what a server gave: a response with status 200, or a resource."""
+def _status(record: "ArcWarcRecord") -> int:
+    """HTTP status of a response, 200 of a resource, 0 of what is no answer of a server."""
     if record.rec_headers.get_header("WARC-Target-URI") is None:
-        return False
+        return 0
     if record.rec_type == "response" and record.http_headers is not None:
-        return record.http_headers.get_statuscode() == "200"
-    return record.rec_type == "resource"
+        code = record.http_headers.get_statuscode()
+        return int(code) if code.isdigit() else 0
+    return 200 if record.rec_type == "resource" else 0
+
+
+def _settles(status: int) -> bool:
+    """Whether asking the server again would be of no use: a body, or a lasting refusal."""
+    return status == 200 or (400 <= status < 500 and status != 429)
 
 
 def _content_type(record: "ArcWarcRecord") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dinov2.curation.crawl import CrawlParams, CrawlResult, crawl_images, decode_html
-from dinov2.curation.urls import UrlRefusedError, canonical, is_refused_domain, largest_candidate, resolve
+from dinov2.curation.urls import UrlRefusedError, canonical, is_refused_domain, resolve, srcset_urls
 from dinov2.params import InputError
 
 PARAMS = CrawlParams(refused_domains=["bad.example"], max_page_mb=1.0)
@@ -14,12 +14,12 @@ PAGE = "http://site.example/dir/page.html"
 HTML = "text/html; charset=utf-8"
 
 
-def write_warc(path: Path, answers: list[tuple[str, str, bytes]]) -> None:
+def write_warc(path: Path, answers: list[tuple[str, str, bytes]], status: str = "200 OK") -> None:
     """A WARC of (URL, content type, body), one gzip member a record where the name says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as stream:
         for url, mime, body in answers:
-            http = f"HTTP/1.1 200 OK\r\nContent-Type: {mime}\r\n\r\n".encode() + body
+            http = f"HTTP/1.1 {status}\r\nContent-Type: {mime}\r\n\r\n".encode() + body
             head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Length: {len(http)}\r\n"
             record = f"{head}Content-Type: application/http; msgtype=response\r\n\r\n".encode() + http + b"\r\n\r\n"
             stream.write(gzip.compress(record) if path.suffix == ".gz" else record)
@@ -98,8 +98,16 @@ def test_file_urls_stay_inside_the_crawl() -> None:
         (" ,, ", None),
     ],
 )
-def test_srcset_largest_candidate(srcset: str, largest: str | None) -> None:
-    assert largest_candidate(srcset) == largest
+def test_srcset_largest_first(srcset: str, largest: str | None) -> None:
+    assert next(iter(srcset_urls(srcset)), None) == largest
+
+
+def test_the_largest_url_that_is_not_refused_is_taken(tmp_path: Path) -> None:
+    result = crawl_pages(
+        tmp_path, '<img src="b.jpg" srcset="//bad.example/a.jpg 3x, data:image/gif;base64,R0 2x">'
+    )
+    assert urls(result) == ["http://site.example/dir/b.jpg"]
+    assert reasons(result) == ["refused_domain", "refused_scheme"]
 
 
 def test_refused_domain_covers_subdomains_only() -> None:
@@ -119,7 +127,15 @@ def test_every_img_is_kept_or_dropped_with_reason(tmp_path: Path) -> None:
     assert urls(result) == ["http://cdn.example/b/a.jpg", "http://cdn.example/b/l.jpg"]
     assert result.records[0]["alt"] == "A dog"
     assert result.records[0]["page_url"] == "http://site.example/dir/page0.html"
-    assert reasons(result) == ["refused_scheme", "no_url", "refused_domain", "malformed_url", "repeated", "repeated"]
+    assert reasons(result) == ["smaller_candidate"] * 2 + [
+        "refused_scheme",
+        "no_url",
+        "refused_domain",
+        "malformed_url",
+        "repeated",
+        "repeated",
+    ]
+    assert [row["url"] for row in result.removed[:2]] == ["http://cdn.example/b/m.jpg", "http://cdn.example/b/s.jpg"]
     assert result.metrics["pages"] == 2
 
 
@@ -134,6 +150,16 @@ def test_answers_in_the_warc_are_found(tmp_path: Path, name: str) -> None:
     for record in result.records[:2]:
         at = data[record["warc_offset"] :]
         assert (gzip.decompress(at) if name.endswith("gz") else at).startswith(b"WARC/1.0")
+
+
+def test_a_lasting_refusal_in_the_crawl_settles_a_url_unless_it_also_gave_the_image(tmp_path: Path) -> None:
+    tags = "".join(f'<img src="/{name}.png">' for name in ("gone", "back", "moved", "busy"))
+    write_warc(tmp_path / "a.warc", [(PAGE, HTML, tags.encode())])
+    answers = {"b": ("404 Not Found", ["gone", "back"]), "c": ("302 Found", ["moved"]), "d": ("429 Slow", ["busy"])}
+    for file, (status, names) in {**answers, "e": ("200 OK", ["back"])}.items():
+        found = [(f"http://site.example/{name}.png", "image/png", b"") for name in names]
+        write_warc(tmp_path / f"{file}.warc", found, status)
+    assert [record["warc"] for record in crawl_images(PARAMS, tmp_path).records] == ["b.warc", "e.warc", None, None]
 
 
 def test_html_folder_gives_file_urls(tmp_path: Path) -> None:

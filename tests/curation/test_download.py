@@ -128,13 +128,13 @@ def download(folder: Path, records: list[dict[str, Any]], **changes: object) -> 
     return download_images(records, params, crawl=folder / "crawl", work=folder / "work", store=store)
 
 
-def write_answers(path: Path, answers: list[tuple[str, bytes]]) -> list[int]:
+def write_answers(path: Path, answers: list[tuple[str, bytes]], status: str = "200 OK") -> list[int]:
     """A WARC of (URL, body), one gzip member a record; returns the offsets."""
     path.parent.mkdir(parents=True, exist_ok=True)
     offsets = []
     with path.open("wb") as stream:
         for url, body in answers:
-            http = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + body
+            http = f"HTTP/1.1 {status}\r\nContent-Type: image/png\r\n\r\n".encode() + body
             head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Length: {len(http)}\r\n"
             offsets.append(stream.tell())
             stream.write(gzip.compress(f"{head}Content-Type: application/http\r\n\r\n".encode() + http + b"\r\n\r\n"))
@@ -233,12 +233,13 @@ def test_images_of_the_crawl_need_no_network(tmp_path: Path) -> None:
     names = [f"http://site.example/{i}.png" for i in range(3)]
     bodies = [PNG + b"0", b"<html>", PNG + bytes(20_000)]
     offsets = write_answers(crawl / "x/a.warc.gz", list(zip(names, bodies, strict=True)))
+    write_answers(crawl / "b.warc.gz", [("http://site.example/gone.png", b"")], status="404 Not Found")
     (crawl / "local.png").write_bytes(PNG + b"local")
     (crawl / "copy.png").write_bytes(PNG + b"0")
     records = [record(name, "x/a.warc.gz", offset) for name, offset in zip(names, offsets, strict=True)]
     records += [record(f"file:///{name}.png") for name in ("local", "copy", "absent")]
     records += [record("http://site.example/elsewhere.png"), record(names[0], "x/a.warc.gz", offsets[1])]
-    records += [record(names[0], "x/a.warc.gz", offsets[0] + 3)]
+    records += [record(names[0], "x/a.warc.gz", offsets[0] + 3), record("http://site.example/gone.png", "b.warc.gz", 0)]
     result = download(tmp_path, records, network=False)
     assert [row["url"] for row in result.rows] == [names[0], "file:///local.png"]
     assert [row["reason"] for row in result.removed] == [
@@ -249,6 +250,7 @@ def test_images_of_the_crawl_need_no_network(tmp_path: Path) -> None:
         "not_in_crawl",
         "damaged_warc",
         "damaged_warc",
+        "bad_status",
     ]
     copy = result.removed[2]
     assert copy["id"] == copy["witness_id"] == result.rows[0]["id"]
