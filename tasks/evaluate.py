@@ -95,7 +95,7 @@ def _read(seeds: Path, evaluation: Path) -> Data:
             f"{evaluation} holds no readable image with a label of {seeds} ({', '.join(classes[:3])}, ...); "
             "name its folders as those of the seeds"
         )
-    reasons = {"does not decode": test.num_undecodable, "label not among the seeds": num_unknown}
+    reasons = {"does_not_decode": test.num_undecodable, "label_not_among_seeds": num_unknown}
     dropped = {reason: number for reason, number in reasons.items() if number}
     return Data(
         train, known, classes, number_labels(train.labels, classes), number_labels(known.labels, classes), dropped
@@ -105,7 +105,11 @@ def _read(seeds: Path, evaluation: Path) -> Data:
 def _judge(
     params: EvaluateParams, model: str, backbone: Path, data: Data, out: Path
 ) -> tuple[dict[str, "Tensor"], dict[str, float]]:
-    """k-NN and linear probe of a network, its picture, and numbers that describe it."""
+    """k-NN on either token and linear probe of a network, its picture, and numbers that describe it.
+
+    The mean patch token is judged beside the paper's class token for the random network's sake: with LayerScale at its
+    start, that network's class token hardly depends on the image, which would make it too weak an opponent.
+    """
     import torch
 
     from dinov2.eval.features import extract
@@ -126,6 +130,8 @@ def _judge(
         train, data.train_labels, test, num_classes=len(data.classes), params=params.linear, seed=params.seed
     )
     nearest, metrics = _judge_knn(params, data, train.cls, test.cls, "knn")
+    by_patches, patch_metrics = _judge_knn(params, data, train.mean_patch, test.mean_patch, "patch_knn")
+    metrics |= patch_metrics
     metrics |= _measure("linear", probe.scores, data.test_labels, params)
     metrics |= {
         "linear_learning_rate": probe.learning_rate,
@@ -136,7 +142,7 @@ def _judge(
         "image_size_px": float(card.image_size_px),
     }
     _draw(params, network, card, data, out)
-    return {"knn": nearest, "linear": probe.scores}, metrics
+    return {"knn": nearest, "patch_knn": by_patches, "linear": probe.scores}, metrics
 
 
 def _draw(params: EvaluateParams, network: "VisionTransformer", card: "BackboneCard", data: Data, out: Path) -> None:
@@ -157,10 +163,10 @@ def _judge_baselines(params: EvaluateParams, data: Data) -> tuple[dict[str, "Ten
     from dinov2.eval.baselines import colour_histograms, pixel_vectors
 
     size, bins, side = params.baselines.image_size_px, params.baselines.histogram_bins, params.baselines.pixels_px
-    histogram = [colour_histograms(images, size_px=size, bins=bins) for images in (data.train, data.test)]
-    pixels = [pixel_vectors(images, size_px=size, side_px=side) for images in (data.train, data.test)]
-    by_colour, metrics = _judge_knn(params, data, *histogram, "histogram_knn")
-    by_pixel, pixel_metrics = _judge_knn(params, data, *pixels, "pixels_knn")
+    train, test = (colour_histograms(images, size_px=size, bins=bins) for images in (data.train, data.test))
+    by_colour, metrics = _judge_knn(params, data, train, test, "histogram_knn")
+    train, test = (pixel_vectors(images, size_px=size, side_px=side) for images in (data.train, data.test))
+    by_pixel, pixel_metrics = _judge_knn(params, data, train, test, "pixels_knn")
     return {"histogram_knn": by_colour, "pixels_knn": by_pixel}, metrics | pixel_metrics
 
 

@@ -41,12 +41,12 @@ def linear_probe(
     seed: int,
 ) -> Probe:
     """Choose a learning rate and an input on a split of the training images, train on all of them, score the test."""
-    held = _split(train_labels, params.validation_share, seed)
+    used, held = _split(train_labels, params.validation_share, seed)
     fit = partial(_train, num_classes=num_classes, params=params, seed=seed)
     best: tuple[float, int, bool] | None = None
     for uses_patches in (False, True):
         inputs = _inputs(train, uses_patches)
-        weight, bias = fit(inputs[~held], train_labels[~held], learning_rates=params.learning_rates)
+        weight, bias = fit(inputs[used], train_labels[used], learning_rates=params.learning_rates)
         logits = torch.einsum("nd,gcd->gnc", inputs[held], weight) + bias[:, None]
         for number, scores in enumerate(logits):
             top1 = accuracy(scores, train_labels[held], 1)
@@ -63,17 +63,20 @@ def _inputs(features: FrozenFeatures, uses_patches: bool) -> Float[Tensor, "n _"
     return torch.cat([features.cls, features.mean_patch], dim=1) if uses_patches else features.cls
 
 
-def _split(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Mask of the images held out of each label: at least one where a label has two or more, and never all of them."""
+def _split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Masks of the images to train on and to choose by: of each label at least one is held out, and never all.
+
+    Where every label has but one image, both are all images, and the choice is hardly one.
+    """
     generator = torch.Generator().manual_seed(seed)
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = torch.nonzero(labels == label)[:, 0]
         num = min(max(1, round(share * len(members))), len(members) - 1)
         held[members[torch.randperm(len(members), generator=generator)[:num]]] = True
-    if not held.any():  # one image a label: choose on the training images, which chooses hardly at all
-        return torch.ones_like(held)
-    return held
+    if not held.any():
+        return torch.ones_like(held), torch.ones_like(held)
+    return ~held, held
 
 
 def _train(

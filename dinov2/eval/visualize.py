@@ -14,6 +14,7 @@ from dinov2.eval.features import prepare
 from dinov2.hub import BackboneCard
 from dinov2.models.vit import VisionTransformer
 
+GAP_PX = 8  # between two columns; the rows touch, so that a reader of the picture can halve it
 BACKGROUND = 0.25  # brightness of background patches: dimmed rather than black, so that nothing is hidden
 
 
@@ -77,10 +78,11 @@ def pca_picture(
     patches = torch.cat([model.features(prepare(image[None], card)).patches.float() for image in images])
     components = colours(principal_components(patches))
     photos = images.permute(0, 2, 3, 1).numpy()
-    picture = Image.new("RGB", (tile_px * len(photos), tile_px * 2))
+    picture = Image.new("RGB", ((tile_px + GAP_PX) * len(photos) - GAP_PX, tile_px * 2), "white")
     for column, (photo, component) in enumerate(zip(photos, components, strict=True)):
-        picture.paste(_tile(photo, tile_px, Image.Resampling.LANCZOS), (column * tile_px, 0))
-        picture.paste(_tile(component, tile_px, Image.Resampling.BICUBIC), (column * tile_px, tile_px))
+        left = column * (tile_px + GAP_PX)
+        picture.paste(_tile(photo, tile_px, Image.Resampling.LANCZOS), (left, 0))
+        picture.paste(_tile(component, tile_px, Image.Resampling.BICUBIC), (left, tile_px))
     return picture
 
 

@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,17 +15,17 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 PALETTE = ("#0f9d8a", "#4f46e5", "#c026d3", "#f59e0b", "#ea580c", "#dc2626", "#0284c7")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "dinov2",  # element names that do not change from run to run
     "svg.fonttype": "none",  # text stays text, in the reader's own font
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # measures the text; which the reader's machine has is in the SVG's style
-    "font.size": 9.5,
+    "font.size": 9,
     "axes.edgecolor": "#cbd5e1",
     "axes.labelcolor": "#475569",
     "axes.titlecolor": "#0f172a",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "semibold",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
     "xtick.color": "#64748b",
     "ytick.color": "#64748b",
     "xtick.labelcolor": "#64748b",
@@ -38,7 +39,7 @@ STYLE = {
 }
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 SMOOTHED = 0.04  # share of a curve that is averaged for its bold line
-PANEL_IN = (2.75, 2.35)  # inches
+PANEL_IN = (2.2, 2.1)  # inches
 
 Curve = dict[str, npt.NDArray[np.float64]]
 
@@ -60,7 +61,7 @@ def draw_curves(curves: Mapping[str, Curve], columns: list[str]) -> str | None:
     if not drawn:
         return None
     with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
-        figure = Figure(figsize=(PANEL_IN[0] * max(len(drawn), 2), PANEL_IN[1] + 0.35), layout="constrained")
+        figure = Figure(figsize=(PANEL_IN[0] * max(len(drawn), 3), PANEL_IN[1] + 0.35), layout="constrained")
         panels = figure.subplots(1, len(drawn), squeeze=False)[0]
         for axes, column in zip(panels, drawn, strict=True):
             for number, (name, curve) in enumerate(curves.items()):

@@ -200,12 +200,12 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def grouped(number: float) -> str:
+def grouped(number: int) -> str:
     """12,345."""
-    return f"{number:,.0f}"
+    return f"{number:,}"
 
 
-def compact(number: float) -> str:
+def compact(number: int) -> str:
     """1,234,567 as 1.23 M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:

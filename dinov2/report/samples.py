@@ -88,7 +88,7 @@ def data_uri(image: Image.Image, size: tuple[int, int] | None = None) -> str:
 
 
 def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) -> list[Group]:
-    """A group a stage and reason, of those whose images exist, with evenly spread samples in the order of their ids."""
+    """A group a stage and reason, of those whose images exist, pairs last; samples are spread over the sorted ids."""
     groups = []
     for stage in ("download", "filter", "dedup", "retrieve"):
         table = outputs[stage] / "removed.parquet"
@@ -105,7 +105,7 @@ def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) ->
             if any(sample.image for sample in samples):
                 has_witness = any(row["witness_id"] for row in members)
                 groups.append(Group(stage, reason, len(members), samples, has_witness))
-    return groups
+    return sorted(groups, key=lambda group: group.has_witness)
 
 
 def choices(outputs: Mapping[str, Path], album: Album, num_seeds: int, num_retrieved: int) -> list[Choice]:

@@ -70,7 +70,8 @@ def sentences(judged: Judged | None, funnel: list[Step], teacher: str) -> list[s
 
 def _against_random(random: Row, over: Interval) -> str:
     numbers = f"(paired 95 % interval {_signed(over.low)} to {_signed(over.high)})"
-    start = f"The same network with random weights finds {_percent(random.knn.value)}"
+    best = max(random.knn.value, random.patch_knn.value if random.patch_knn else 0.0)
+    start = f"The same network with random weights finds {_percent(best)} by the better of its two tokens"
     if over.low > 0:
         return f"{start}: pretraining gained {100 * over.value:.1f} points {numbers}."
     if over.high < 0:
