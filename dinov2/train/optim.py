@@ -65,12 +65,23 @@ def parameter_groups(modules: nn.ModuleDict, params: OptimParams) -> list[dict[s
 
 
 def build_optimizer(modules: nn.ModuleDict, params: OptimParams) -> torch.optim.AdamW:
-    """AdamW over the student's parts, in one fused kernel where the device has it; rates come by `set_rates`."""
+    """AdamW over the student's parts, in one fused kernel where the device has it; rates come by `set_rates`.
+
+    Every parameter has its state from the start, so that a checkpoint is whole even where some never get a gradient
+    (the mask token without masks, a head whose loss is off).
+    """
     groups = parameter_groups(modules, params)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(
-        groups, lr=0.0, betas=(params.beta1, params.beta2), weight_decay=0.0, fused=devices <= {"cpu", "cuda"}
-    )
+    fused = devices <= {"cpu", "cuda"}
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(params.beta1, params.beta2), weight_decay=0.0, fused=fused)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+    return optimizer
 
 
 def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, last_layer_lr: float, weight_decay: float) -> None:

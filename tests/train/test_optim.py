@@ -1,8 +1,11 @@
 """Groups, rates and clipping; tests/test_golden.py holds the reference's multipliers."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from dinov2.models.params import HeadParams, ViTParams
 from dinov2.train.objective import build_network
@@ -54,6 +57,24 @@ def test_rates_reach_the_parameters() -> None:
     moved("backbone.patch_embed.proj.weight", 0.0025, 0.5)
     moved("dino_head.mlp.0.bias", 0.1, 0.0)
     assert torch.equal(network.get_parameter("dino_head.last_layer.weight_v"), before["dino_head.last_layer.weight_v"])
+
+
+def test_state_is_whole_where_a_parameter_gets_no_gradient() -> None:
+    def stepped(state: dict[str, Any] | None) -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = build_network(MODEL, HEAD, HEAD, "sdpa")
+        optimizer = build_optimizer(network, OPTIM)
+        if state is not None:
+            set_optimizer_state_dict(network, optimizer, state)
+        set_rates(optimizer, lr=0.1, last_layer_lr=0.1, weight_decay=0.5)
+        network["dino_head"](torch.ones(2, 16)).sum().backward()
+        optimizer.step()
+        return network, optimizer
+
+    network, optimizer = stepped(None)
+    _, resumed = stepped(get_optimizer_state_dict(network, optimizer))
+    steps = {values["step"].item() for values in resumed.state.values()}
+    assert steps == {0.0, 2.0}  # the backbone never stepped, the head went on
 
 
 def test_each_module_is_clipped_by_itself() -> None:
