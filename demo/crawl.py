@@ -107,7 +107,8 @@ def _image_tag(
     link = html.escape(_link(resource.url, page_url, base, rng))
     alt = html.escape(resource.alt)
     original = by_url.get(resource.original or "")
-    if original is not None and resource.kind in ("thumbnail", "copy_resized") and rng.random() < 0.5:
+    in_srcset = {"thumbnail": 0.5, "copy_resized": 0.2}.get(resource.kind, 0.0)
+    if original is not None and rng.random() < in_srcset:
         larger = html.escape(_link(original.url, page_url, base, rng))
         widths = ("1x", "2x") if resource.kind == "thumbnail" else ("480w", "800w")
         return f'<img src="{link}" srcset="{link} {widths[0]}, {larger} {widths[1]}" alt="{alt}">'
