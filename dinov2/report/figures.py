@@ -81,6 +81,8 @@ def draw_curves(curves: Mapping[str, Curve], columns: list[str]) -> str | None:
 
 
 def _line(axes: Axes, steps: npt.NDArray[np.float64], values: npt.NDArray[np.float64], colour: str, name: str) -> None:
+    known = ~np.isnan(values)  # what is measured less often has empty places
+    steps, values = steps[known], values[known]
     width = int(len(values) * SMOOTHED) // 2 * 2 + 1
     if width == 1:
         axes.plot(steps, values, color=colour, label=name)

@@ -34,7 +34,6 @@ class Card(NamedTuple):
     architecture: dict[str, Any]
     image_size_px: int
     licence: str
-    training: dict[str, str]
 
 
 class Strip(NamedTuple):
@@ -71,7 +70,8 @@ def render(params: ReportParams, outputs: Mapping[str, Path], *, seeds: Path, st
         chosen = choices(outputs, album, params.num_seeds_shown, params.num_retrieved_shown)
     finally:
         album.close()
-    students = sorted(path.parent.name for path in outputs["distill"].glob("*/backbone.json"))
+    made = {path.parent.name for path in outputs["distill"].glob("*/backbone.json")}
+    students = [*(name for name in params.models if name in made), *sorted(made - set(params.models))]
     judged = read_judged(outputs["evaluate"], students, params)
     funnel = read_funnel(dict(outputs))
     curves, student_curves = _curves(outputs, students, missing)
@@ -156,7 +156,7 @@ def _cards(outputs: Mapping[str, Path], students: list[str]) -> list[Card]:
         if path.exists():
             card = json.loads(path.read_text())
             architecture = {key: card["architecture"][key] for key in ARCHITECTURE}
-            cards.append(Card(name, architecture, card["image_size_px"], card["licence"], flatten(card["training"])))
+            cards.append(Card(name, architecture, card["image_size_px"], card["licence"]))
     return cards
 
 

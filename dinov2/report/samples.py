@@ -25,6 +25,8 @@ class Removed(NamedTuple):
     image: str | None
     witness: str | None
     cosine: float | None
+    is_evaluation: bool
+    """Whether the witness is an evaluation image; those stay in their folder, which the report is not given."""
 
 
 class Group(NamedTuple):
@@ -53,13 +55,17 @@ class Album:
         self._reader = ShardReader(store)
         self._size = (thumbnail_px, thumbnail_px)
         self._rows: dict[str, dict[str, Any]] = {}
+        self.evaluation: set[str] = set()
+        """Ids of the evaluation images."""
         tables = [outputs["download"] / "manifest.parquet", *sorted(outputs["embed"].glob("*.parquet"))]
         tables += [outputs["retrieve"] / "manifest.parquet"]
         for table in tables:
             if table.exists():
                 for row in read_table(table, PLACES):
-                    if row["shard"] is not None:  # evaluation images stay in their folder
+                    if row["shard"] is not None:
                         self._rows.setdefault(row["id"], row)
+                    else:
+                        self.evaluation.add(row["id"])
 
     def thumbnail(self, sample_id: str | None) -> str | None:
         """A JPEG as data URI; None if no stage packed that image or it does not decode. Raises InputError (blob)."""
@@ -98,14 +104,21 @@ def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) ->
             members = sorted(
                 (row for row in rows if row["reason"] == reason), key=lambda row: (row["id"], row["url"] or "")
             )
-            samples = [
-                Removed(album.thumbnail(row["id"]), album.thumbnail(row["witness_id"]), row["cosine"])
-                for row in evenly(members, num_shown)
-            ]
+            samples = [_removed(row, album) for row in evenly(members, num_shown)]
             if any(sample.image for sample in samples):
-                has_witness = any(row["witness_id"] for row in members)
+                has_witness = any(_witness(row) for row in members)
                 groups.append(Group(stage, reason, len(members), samples, has_witness))
     return sorted(groups, key=lambda group: group.has_witness)
+
+
+def _removed(row: Mapping[str, Any], album: Album) -> Removed:
+    witness = _witness(row)
+    return Removed(album.thumbnail(row["id"]), album.thumbnail(witness), row["cosine"], witness in album.evaluation)
+
+
+def _witness(row: Mapping[str, Any]) -> str | None:
+    """The other image; none where the same bytes were met again."""
+    return row["witness_id"] if row["witness_id"] != row["id"] else None
 
 
 def choices(outputs: Mapping[str, Path], album: Album, num_seeds: int, num_retrieved: int) -> list[Choice]:

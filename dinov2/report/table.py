@@ -198,7 +198,8 @@ def plain_table(judged: Judged) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     text = ["  ".join([name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for name, *rest in lines]
     text.insert(1, "-" * len(text[0]))
-    return "\n".join(text) + "\n"
+    about = f"{judged.num_test:,} held-out images of {judged.num_classes} labels; percent [95 % interval]"
+    return "\n".join([about, "", *text]) + "\n"
 
 
 def _plain(value: Interval) -> str:

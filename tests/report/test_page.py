@@ -123,7 +123,8 @@ def test_differences_are_paired_and_students_are_compared_with_the_teacher(run) 
     assert student.to_teacher is not None
     assert student.to_teacher.value == pytest.approx(44 / 60 - 45 / 60)
     assert student.to_teacher.high <= 0.0  # it is right nowhere that the teacher is not; unpaired it would be above 0
-    table = plain_table(judged).splitlines()
+    about, _, *table = plain_table(judged).splitlines()
+    assert about.startswith("60 held-out images of 3 labels")
     assert len(table) == 2 + len(judged.rows)
     assert len({len(line) for line in table}) == 1
 
