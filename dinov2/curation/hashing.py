@@ -10,7 +10,7 @@ import io
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, UInt8
@@ -37,7 +37,7 @@ class PcaHashParams(Params):
     """Images whose hashes differ in at most so many bits are copies."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> "PcaHashParams":
         if self.num_bits >= self.thumbnail_px**2:
             raise ValueError(f"num_bits must be below thumbnail_px squared, {self.thumbnail_px**2}")
         if self.max_hamming_bits * 4 > self.num_bits:
