@@ -1,4 +1,4 @@
-"""Params of what embeds images. Imports no torch."""
+"""Params of what embeds images, clusters them and retrieves. Imports no torch."""
 
 from typing import Annotated, Literal, Self
 
@@ -40,3 +40,40 @@ class SSCDParams(Params):
 
 
 CopyParams = Annotated[ThumbnailParams | SSCDParams, Field(discriminator="kind")]
+
+
+class ClusterParams(Params):
+    """Spherical k-means of the pool (paper: 100,000 clusters)."""
+
+    seed: Annotated[int, Field(ge=0)]
+    """Of its first centroids."""
+    num_clusters: Annotated[int, Field(gt=0)]
+    """At most the number of images in the pool."""
+    num_iterations: Annotated[int, Field(gt=0)]
+    """Updates of the centroids."""
+
+
+class RetrievalParams(Params):
+    """How seeds choose pool images."""
+
+    sample_based_from: Annotated[int, Field(ge=0)]
+    """Labels with at least this many seeds retrieve by sample, others by cluster (paper: 1,000,000 a source)."""
+    num_neighbors: Annotated[int, Field(gt=0)]
+    """N: pool images a seed in sample-based retrieval (paper: 4)."""
+    num_from_cluster: Annotated[int, Field(gt=0)]
+    """M: pool images a seed in cluster-based retrieval."""
+    min_cosine: Annotated[float, Field(ge=-1, le=1)]
+    """Pool images below this to a seed are not taken."""
+    max_per_label: Annotated[int, Field(gt=0)] | None
+    """Most similar images that a label may bring in; null: no limit."""
+
+
+class InspectParams(Params):
+    """What the inspection page shows."""
+
+    num_seeds: Annotated[int, Field(ge=0)]
+    """Seeds on the page, spread evenly over all."""
+    num_neighbors: Annotated[int, Field(gt=0)]
+    """Nearest pool images beside each."""
+    thumbnail_px: Annotated[int, Field(ge=16, le=512)]
+    """Longer side of a thumbnail."""
