@@ -303,3 +303,8 @@ def is_first_rank() -> bool:
 def job_number() -> str:
     """The number that the scheduler gave to the job this runs in."""
     return submitit.JobEnvironment().job_id
+
+
+def resubmission(job: Callable[[], Any]) -> Any:
+    """What submitit wants of a job that is to be queued again as it is."""
+    return submitit.helpers.DelayedSubmission(job)

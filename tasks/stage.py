@@ -36,7 +36,7 @@ from pydantic import RootModel
 from dinov2.params import InputError, Params, load_section, read_yaml
 from dinov2.records import Summary, sha256_file, write_json
 from dinov2.store import Store, StoreParams
-from tasks.launch import JobFailedError, LaunchParams, export_rank, is_first_rank, job_number, run_job
+from tasks.launch import JobFailedError, LaunchParams, export_rank, is_first_rank, job_number, resubmission, run_job
 from tasks.tracking import Shipper, TrackingParams
 
 PARAMS_FILE = Path("params.yaml")
@@ -113,7 +113,7 @@ class StageJob:
             stream=sys.stdout,
             force=True,
         )
-        for noisy in ("httpx", "httpcore", "matplotlib", "PIL", "fontTools"):
+        for noisy in ("submitit", "httpx", "httpcore", "matplotlib", "PIL", "fontTools"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         out = self.call.work / "out"
         if is_first_rank():
@@ -140,9 +140,7 @@ class StageJob:
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        return resubmission(self)
 
 
 def _supplied(run: Callable[..., Summary], **values: object) -> dict[str, object]:
@@ -228,7 +226,7 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
                     if outcome.mistake is not None:
                         raise InputError(outcome.mistake)
                     assert outcome.summary is not None
-                    _write_record(call, outcome.summary)
+                    write_record(call, outcome.summary, call.work / "out")
                     write_json(call.work / "run.json", {**tags, "seconds": outcome.seconds, "job": outcome.job})
                     metrics = _finished(call)
                     assert metrics is not None
@@ -281,9 +279,8 @@ def _finished(call: StageCall) -> dict[str, float] | None:
     return json.loads((out / "metrics.json").read_text()) if (out / "record.json").exists() else None
 
 
-def _write_record(call: StageCall, summary: Summary) -> None:
-    """metrics.json, then record.json: the mark that the output is whole. Nothing in them differs from run to run."""
-    out = call.work / "out"
+def write_record(call: StageCall, summary: Summary, out: Path) -> None:
+    """metrics.json, then record.json: the mark that `out` is whole. Nothing in them differs from run to run."""
     counts = summary.model_dump(exclude={"metrics"})
     assert summary.num_in == summary.num_kept + sum(summary.dropped.values()), (call.instance, counts)
     kept_share = summary.num_kept / summary.num_in if summary.num_in else 0.0

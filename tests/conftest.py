@@ -1,7 +1,10 @@
 """What every test runs under: one thread, no display, no telemetry, and the repository's root on hand."""
 
 import os
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -15,8 +18,119 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
 )
 
+import numpy as np  # noqa: E402 - after the number of threads
+from PIL import Image  # noqa: E402
+
+from dinov2.params import read_yaml, validate  # noqa: E402
+from dinov2.records import Summary  # noqa: E402
+from dinov2.store import Store, StoreParams  # noqa: E402
+from flows.full_pipeline import STAGES  # noqa: E402
+from tasks.stage import StageCall, hash_tree, write_record  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The repository's root."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> "TinyPipeline":
+    """Every stage, run once in this process on 40 drawn images with networks of a few thousand weights."""
+    return TinyPipeline(tmp_path_factory.mktemp("tiny"))
+
+
+class TinyPipeline:
+    """Inputs, params and outputs of a pipeline that takes seconds; `outputs[instance]` is a folder, as under data/."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache")))
+        self.outputs: dict[str, Path] = {}
+        self.summaries: dict[str, Summary] = {}
+        draw_inputs(root / "inputs")
+        params = tiny_params(read_yaml(ROOT / "params.yaml"))
+        given = {name: root / "inputs" / name for name in ("crawl", "seeds", "evaluation")}
+        for stage in STAGES:
+            for instance, names, paths in self._calls(stage, given):
+                self._run(stage, instance, params[stage], names, paths)
+
+    def _calls(self, stage: str, given: dict[str, Path]) -> list[tuple[str, dict[str, str], dict[str, Path]]]:
+        made = {**self.outputs, "evaluate": self.root / "data/evaluate", "crawl_records": self.outputs.get("crawl")}
+        known = {**{name: path for name, path in made.items() if path is not None}, **given}
+        if stage == "report":
+            known["crawl"] = self.outputs["crawl"]
+        if stage != "evaluate":
+            return [(stage, {}, known)]
+        backbones = read_yaml(ROOT / "dvc.yaml")["stages"]["evaluate"]["foreach"]  # pyright: ignore
+        folders = {model: self.root / path for model, path in backbones.items()}
+        return [(f"evaluate/{model}", {"model": model}, {**known, "backbone": path}) for model, path in folders.items()]
+
+    def _run(self, stage: str, instance: str, values: object, names: dict[str, str], known: dict[str, Path]) -> None:
+        module = import_module(f"tasks.{stage}")
+        hints = get_type_hints(module.run)
+        out, work = self.root / "data" / instance, self.root / "work" / instance / "0123456789abcdef"
+        out.mkdir(parents=True)
+        work.mkdir(parents=True)
+        supplied = {**known, **names, "out": out, "work": work, "store": self.store}
+        params = validate(hints["params"], values, where=stage)
+        arguments = {name: supplied[name] for name in signature(module.run).parameters if name != "params"}
+        summary = module.run(params, **arguments)
+        inputs = {name: path for name, path in arguments.items() if isinstance(path, Path) and name not in ("out", "work")}
+        hashes = {name: hash_tree(path) for name, path in inputs.items()}
+        call = StageCall(stage, {}, names, str(out), params, module.VERSION, hashes)
+        write_record(call, summary, out)
+        self.outputs[instance] = out
+        self.summaries[instance] = summary
+
+
+def draw_inputs(folder: Path) -> None:
+    """Smooth random pictures: a page of 26 for the crawl (two the same, one tiny), 12 seeds, 6 for evaluation."""
+    generator = np.random.RandomState(0)
+
+    def draw(path: Path, side_px: int = 72) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = generator.randint(0, 256, (5, 5, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((side_px, side_px), Image.Resampling.BICUBIC).save(path)
+
+    names = [f"{number:02d}.png" for number in range(24)]
+    for name in names:
+        draw(folder / "crawl" / name)
+    draw(folder / "crawl/tiny.png", side_px=20)
+    (folder / "crawl/again.png").write_bytes((folder / "crawl/00.png").read_bytes())
+    tags = "".join(f'<img src="{name}">' for name in [*names, "tiny.png", "again.png", "ftp://a.example/x.png"])
+    (folder / "crawl/page.html").write_text(f"<html><body>{tags}</body></html>")
+    for label in ("a", "b", "c"):
+        for number in range(4):
+            draw(folder / "seeds" / label / f"{number}.png")
+        for number in range(2):
+            draw(folder / "evaluation" / label / f"{number}.png")
+
+
+def tiny_params(values: dict[str, Any]) -> dict[str, Any]:
+    """The shipped params, with networks and schedules made small enough for a test."""
+    model = {"patch_size": 8, "dim": 24, "depth": 2, "heads": 2, "image_size_px": 32}
+    head = {"num_prototypes": 32, "hidden_dim": 32, "bottleneck_dim": 16, "num_layers": 2}
+    crops = {"global_size_px": 32, "local_size_px": 16, "num_local": 2}
+    short = {"batch_size": 8, "group_size": 8, "num_steps": 3, "log_every_steps": 1, "monitor_every_steps": 3}
+    for stage in ("bootstrap", "pretrain", "highres", "distill"):
+        section = values[stage]
+        section.update(short, monitor_images=8, checkpoint_every_steps=2)
+        section["crops"].update(crops)
+        section["schedule"].update(warmup_steps=1, freeze_last_layer_steps=0)
+        for owner in (section, *section.get("students", {}).values()):
+            if "model" in owner:
+                owner["model"].update(model)
+                owner["dino_head"].update(head)
+                owner["ibot_head"].update(head)
+    values["highres"]["crops"].update(global_size_px=48)
+    values["filter"].update(min_side_px=32)
+    values["retrieve"]["clusters"].update(num_clusters=4)
+    values["retrieve"]["choose"].update(sample_based_from=4, num_neighbors=2, min_cosine=-1.0)
+    values["embed"]["copy_descriptor"].update(dims=16)
+    values["evaluate"].update(num_resamples=20)
+    values["evaluate"]["linear"].update(num_steps=10)
+    values["evaluate"]["pca"].update(num_images=2, tile_px=48)
+    return values
