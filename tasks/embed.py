@@ -77,9 +77,13 @@ def run(
     )
     reader = ShardReader(store)
     folders = {"seeds": FolderSource(seeds), "evaluation": FolderSource(evaluation)}
+    sources = {"pool": ShardSource(pool, reader), **folders}
     blocks = {
-        name: embed_blocks(embedder, source, name, block_rows=params.block_rows, folder=work / "blocks")
-        for name, source in {"pool": ShardSource(pool, reader), **folders}.items()
+        name: embed_blocks(
+            embedder, source, name,
+            block_rows=params.block_rows, to_pack=name == "seeds", folder=work / "blocks",
+        )
+        for name, source in sources.items()
     }
     reader.close()
     fit(embedder, blocks["pool"])
@@ -97,12 +101,7 @@ def run(
         if name != "pool" and removed[name]:
             log.warning("%s: left out %s, listed in removed/%s.parquet", name, count_reasons(removed[name]), name)
     rows["seeds"] = _pack(rows["seeds"], seeds, params.shard_mb, work, store)
-    for name, samples in rows.items():
-        write_table(out / f"{name}.parquet", EMBEDDED, samples)
-        write_table(out / "removed" / f"{name}.parquet", REMOVED, removed[name])
-    write_json(out / "embeddings.json", blobs)
-    named = [blob for kinds in blobs.values() for names in kinds.values() for blob in names]
-    store.pin(out, [*named, *(row["shard"] for row in rows["seeds"])])
+    _write(rows, removed, blobs, out, store)
     return Summary(
         num_in=len(pool),
         num_kept=len(rows["pool"]),
@@ -114,6 +113,22 @@ def run(
             "num_evaluation_removed": len(removed["evaluation"]),
         },
     )
+
+
+def _write(
+    rows: dict[str, list[Row]],
+    removed: dict[str, list[Row]],
+    blobs: dict[str, dict[str, list[str]]],
+    out: Path,
+    store: Store,
+) -> None:
+    """Tables, the index of descriptors, and what they need from the store."""
+    for name, samples in rows.items():
+        write_table(out / f"{name}.parquet", EMBEDDED, samples)
+        write_table(out / "removed" / f"{name}.parquet", REMOVED, removed[name])
+    write_json(out / "embeddings.json", blobs)
+    descriptors = [blob for kinds in blobs.values() for names in kinds.values() for blob in names]
+    store.pin(out, [*descriptors, *(row["shard"] for row in rows["seeds"])])
 
 
 def _folder_rows(source: "FolderSource") -> list[Row]:

@@ -89,15 +89,15 @@ class Embedder:
             else SSCD(copy_params, batch_size=batch_size, device=self.device)
         )
 
-    def decode(self, source: Source, index: int) -> Decoded | str:
-        """The `index`-th image of `source`, or the reason why it is left out."""
+    def decode(self, source: Source, index: int, *, to_pack: bool) -> Decoded | str:
+        """The `index`-th image of `source`, or why it is left out. `to_pack`: a shard must take its format."""
         try:
             data = source.read(index)
         except OSError:
             return "unreadable"
         mime = sniff_mime(data[:16])
-        if mime not in EXTENSIONS:
-            return "not_an_image" if mime is None else "format_not_packed"
+        if to_pack and mime not in EXTENSIONS:
+            return "format_not_packed"
         try:
             image = decode_rgb(data)
         except DecodeError:
@@ -120,9 +120,9 @@ class Embedder:
             features.append(normalize(cls.float(), dim=1).cpu())
         return torch.cat(features).numpy()
 
-    def block(self, source: Source, indices: Sequence[int], threads: ThreadPoolExecutor) -> Block:
+    def block(self, source: Source, indices: Sequence[int], threads: ThreadPoolExecutor, *, to_pack: bool) -> Block:
         """Both descriptors of some images of `source`."""
-        results = list(threads.map(lambda index: self.decode(source, index), indices))
+        results = list(threads.map(lambda index: self.decode(source, index, to_pack=to_pack), indices))
         decoded = [result for result in results if isinstance(result, Decoded)]
         removed = [
             {"index": index, "reason": result}
@@ -139,7 +139,9 @@ class Embedder:
         )
 
 
-def embed_blocks(embedder: Embedder, source: Source, name: str, *, block_rows: int, folder: Path) -> list[Path]:
+def embed_blocks(
+    embedder: Embedder, source: Source, name: str, *, block_rows: int, to_pack: bool, folder: Path
+) -> list[Path]:
     """Files of the finished blocks of a source, in order; computes those that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -148,7 +150,7 @@ def embed_blocks(embedder: Embedder, source: Source, name: str, *, block_rows: i
             path = folder / f"{name}-{number:05d}.npz"
             if not path.exists():
                 indices = range(start, min(start + block_rows, len(source)))
-                save_block(path, embedder.block(source, indices, threads))
+                save_block(path, embedder.block(source, indices, threads, to_pack=to_pack))
                 log.info("%s: %d of %d images embedded", name, indices.stop, len(source))
             paths.append(path)
     return paths

@@ -5,6 +5,7 @@ normalisation; the 512-d output is made of unit length. There is no other descri
 absent or another one is an error.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -79,7 +80,9 @@ def load_network(path: Path, sha256: str, device: torch.device) -> Network:
 
 def _load_torchscript(path: Path, device: torch.device) -> Network:
     try:
-        network = torch.jit.load(str(path), map_location=device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
+            network = torch.jit.load(str(path), map_location=device)  # the form that SSCD is released in
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(

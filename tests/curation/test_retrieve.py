@@ -141,11 +141,12 @@ def test_stage_packs_the_very_bytes_and_pins_the_shards(tmp_path: Path, store: S
     run(stage_params(), **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     reader = ShardReader(store)
     old = {row["id"]: row for row in read_table(inputs["embed"] / "pool.parquet", MANIFEST)}
-    for row in read_table(tmp_path / "out" / "manifest.parquet", CURATED)[3:]:
+    rows = read_table(tmp_path / "out" / "manifest.parquet", CURATED)
+    for row in rows[3:]:
         assert row["shard"] != old[row["id"]]["shard"]
         assert reader.read(row) == reader.read(old[row["id"]])
     reader.close()
-    assert row["shard"] in (tmp_path / "out" / "blobs.json").read_text()
+    assert rows[0]["shard"] in (tmp_path / "out" / "blobs.json").read_text()
 
 
 def test_stage_repeats_itself_byte_for_byte(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
