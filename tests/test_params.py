@@ -53,13 +53,15 @@ def says_itself(field: FieldInfo) -> bool:
 
 @cache
 def names_read() -> set[str]:
-    """Every name that the code reads as an attribute, templates included."""
+    """Names that the code reads as attributes, in templates too, or takes by keyword (from `**params.model_dump()`)."""
     names: set[str] = set()
     for package in ("dinov2", "tasks", "flows"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     names.add(node.attr)
+                elif isinstance(node, ast.FunctionDef):
+                    names |= {argument.arg for argument in node.args.kwonlyargs}
         for path in sorted((ROOT / package).rglob("*.j2")):
             names |= set(re.findall(r"\.(\w+)", path.read_text()))
     return names
