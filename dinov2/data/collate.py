@@ -1,7 +1,7 @@
 """One step's batch from (seed, step) alone: which images, their crops as bytes, their colours' changes, their masks.
 
-A process makes its own part of the global batch, whole groups of `group_size` images, so that the batch of all processes
-together does not depend on their number.
+A process makes its own part of the global batch, whole groups of `group_size` images, so that the batch of all
+processes together does not depend on their number.
 """
 
 import json

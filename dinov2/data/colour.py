@@ -1,8 +1,8 @@
 """Colour jitter, grayscale, blur, solarisation and normalisation of a batch of crops, each crop with its own strengths.
 
-Pure tensor operations in fp32, the same on every device. They follow torchvision's on floats: every change is clamped to
-[0, 1], contrast blends with the crop's mean gray, hue turns in HSV. Which crops a change touches is decided on the CPU,
-where the draws lie, so that a GPU is never waited for.
+Pure tensor operations in fp32, the same on every device. They follow torchvision's on floats: every change is clamped
+to [0, 1], contrast blends with the crop's mean gray, hue turns in HSV. Which crops a change touches is decided on the
+CPU, where the draws lie, so that a GPU is never waited for.
 """
 
 from itertools import permutations
@@ -59,10 +59,10 @@ def recolour(crops: UInt8[Tensor, "n 3 h w"], colours: Colours) -> Float[Tensor,
 
 
 def jitter(x: Float[Tensor, "n 3 h w"], factors: Float[Tensor, "n 4"], order: Int[Tensor, " n"]) -> None:
-    """Change brightness, contrast, saturation and hue of every crop in its own order; x, in [0, 1], is changed in place.
+    """Change brightness, contrast, saturation and hue of every crop in its own order; x, in [0, 1], in place.
 
-    The first three all blend with another image (black, the crop's mean gray, the crop's gray), so that each of the four
-    places is one blend of all crops, and a turn of hue of those that have it there.
+    The first three all blend with another image (black, the crop's mean gray, the crop's gray), so that each of the
+    four places is one blend of all crops, and a turn of hue of those that have it there.
     """
     for place in range(4):
         change = ORDERS[order, place]  # [n]

@@ -51,7 +51,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
     """RGB pixels by simplejpeg; None where Pillow should try."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if height * width > MAX_PIXELS or colorspace not in ("YCbCr", "RGB", "Gray", "GRAY"):
+        if int(height) * int(width) > MAX_PIXELS or colorspace not in ("YCbCr", "RGB", "Gray", "GRAY"):
             return None
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
@@ -70,14 +70,18 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
 def _decode_any(data: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DecodeError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+            _check_size(image)
             image.load()
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except DecodeError:
         raise
     except Exception as error:  # Pillow's plugins raise of every kind on damaged files
         raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise DecodeError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -97,8 +101,8 @@ def center_crop(image: UInt8[np.ndarray, "h w 3"], size_px: int) -> UInt8[Tensor
     """The middle `size_px` square after the shorter side was resized (bicubic, antialiased) to size_px * 256 / 224."""
     height, width = image.shape[:2]
     short_px = round(size_px * RESIZE_RATIO)
-    scale = short_px / min(height, width)
-    size = (short_px, max(short_px, int(width * scale))) if height <= width else (max(short_px, int(height * scale)), short_px)
+    long_px = int(max(height, width) * short_px / min(height, width))
+    size = (short_px, long_px) if height <= width else (long_px, short_px)
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)  # channels last in memory
     resized = interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
     top, left = round((size[0] - size_px) / 2), round((size[1] - size_px) / 2)

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-PURPOSES = {"augment": 1, "masks": 2, "order": 3, "drop_path": 4}
-Purpose = Literal["augment", "masks", "order", "drop_path"]
+PURPOSES = {"augment": 1, "drop_path": 2, "students": 3}
+Purpose = Literal["augment", "drop_path", "students"]
 
 
 def uniforms(purpose: Purpose, seed: int, step: int, position: int, count: int) -> NDArray[np.float64]:

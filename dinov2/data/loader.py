@@ -46,7 +46,9 @@ class Loader(Generic[T]):
         torch.set_num_threads(num_compute_threads)  # the threads' own setting also became the one of later threads
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -76,7 +78,7 @@ class Loader(Generic[T]):
                 self._next += 1
             try:
                 batch: T | BaseException = self._make(self._steps[number])
-            except BaseException as error:  # noqa: BLE001 - it is raised in the reader's thread
+            except BaseException as error:  # raised again in the reader's thread
                 batch = error
             with self._changed:
                 self._ready[number] = batch

@@ -6,7 +6,7 @@ workers, processes or restarts. A source gives the bytes of its i-th image.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dinov2.params import InputError
 from dinov2.shards import ShardReader
@@ -25,8 +25,8 @@ def sample_index(seed: int, position: int, length: int) -> int:
 def permute(place: int, length: int, key: int) -> int:
     """Where a keyed permutation of range(length) sends `place`.
 
-    A Feistel network permutes the next larger square of a power of two; what falls outside the range is sent on until it
-    falls inside, which keeps it a permutation (cycle walking) and takes less than four tries on average.
+    A Feistel network permutes the next larger square of a power of two; what falls outside the range is sent on until
+    it falls inside, which keeps it a permutation (cycle walking) and takes less than four tries on average.
     """
     half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
     half_mask = (1 << half_bits) - 1
@@ -47,6 +47,7 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+@runtime_checkable  # shapes and types are checked when tests run
 class Source(Protocol):
     """Images by number. `read` may be called by several threads at once."""
 
@@ -76,7 +77,8 @@ class FolderSource:
         files = (item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
         self.files = sorted(item.relative_to(path).as_posix() for item in files)
         if not self.files:
-            raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}); put them there, a folder a label")
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise InputError(f"{path} holds no images ({kinds}); put them there, a folder a label")
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,4 +1,4 @@
-"""Checkpoints: a torch.distributed.checkpoint folder a step, whole or not there, resumable at another number of processes.
+"""Checkpoints: a torch.distributed.checkpoint folder a step, whole or not there, for any number of processes.
 
 A checkpoint is written under a temporary name and renamed when every process has written its part. Random numbers have
 no state to save: all of them are drawn from (seed, step).
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -54,7 +54,7 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         _barrier()
         with _quiet():
-            dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=world_size() == 1)
+            state_dict_saver.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=world_size() == 1)
         if rank() == 0:
             write_json(temporary / ABOUT, {"fingerprint": self.fingerprint, "step": step, "extra": extra})
             shutil.rmtree(final, ignore_errors=True)
@@ -69,7 +69,7 @@ class Checkpoints:
         return sorted(path.parent for path in self.folder.glob(f"step-*/{ABOUT}") if not path.parent.suffix)
 
     def load_newest(self, model: nn.Module, optimizers: dict[str, Optimizer]) -> tuple[int, dict[str, Any]] | None:
-        """Fill model and optimisers from the newest whole checkpoint; returns (steps done, extra), None if there is none.
+        """Fill model and optimisers from the newest whole checkpoint; returns (steps done, extra) or None.
 
         Raises InputError if it was written by a run of other params, inputs or code version.
         """
@@ -85,7 +85,7 @@ class Checkpoints:
             )
         state = _state(model, optimizers)
         with _quiet():
-            dcp.load(state, checkpoint_id=newest, no_dist=world_size() == 1)
+            state_dict_loader.load(state, checkpoint_id=newest, no_dist=world_size() == 1)
         set_model_state_dict(model, state["model"], options=StateDictOptions(strict=True))
         for name, optimizer in optimizers.items():
             set_optimizer_state_dict(model, optimizer, state["optimizers"][name])

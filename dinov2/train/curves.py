@@ -10,6 +10,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+Row = dict[str, int | float]
+"""Values of one step by name; `step` is how many steps were done."""
+
 BY_CLOCK = ("time", "images_per_s", "data_wait_share", "memory_gb")
 
 
@@ -20,11 +23,11 @@ def append_row(path: Path, step: int, values: Mapping[str, float]) -> None:
         stream.write(json.dumps(row) + "\n")
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
+def read_rows(path: Path) -> list[Row]:
     """One row a step, by step; the last line of each counts and a line cut short does not."""
     if not path.exists():
         return []
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[int, Row] = {}
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n") and line.startswith("{"):
             row = json.loads(line)
@@ -32,7 +35,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+def write_csv(path: Path, rows: list[Row]) -> None:
     """The rows without what a clock decides; a value that a step does not have is empty."""
     names = dict.fromkeys(name for row in rows for name in row if name not in BY_CLOCK)
     with path.open("w", newline="") as stream:
@@ -41,11 +44,11 @@ def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
         writer.writerows({name: _shortest(value) for name, value in row.items()} for row in rows)
 
 
-def _shortest(value: float) -> str:
+def _shortest(value: int | float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.8g}"
 
 
-def plot_losses(path: Path, rows: list[dict[str, float]], names: list[str]) -> None:
+def plot_losses(path: Path, rows: list[Row], names: list[str]) -> None:
     """One small panel a curve, over the steps."""
     import matplotlib as mpl
 
@@ -57,7 +60,8 @@ def plot_losses(path: Path, rows: list[dict[str, float]], names: list[str]) -> N
         return
     columns = min(3, len(present))
     height = -(-len(present) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(3.6 * columns, 2.5 * height), squeeze=False, layout="constrained")
+    size = (3.6 * columns, 2.5 * height)
+    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, name in zip(axes.flat, present, strict=False):
         points = [(row["step"], row[name]) for row in rows if name in row]
         axis.plot([step for step, _ in points], [value for _, value in points], linewidth=1.2)

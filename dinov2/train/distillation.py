@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from dinov2.data.draws import integer_seed
 from dinov2.data.sampler import Source
 from dinov2.distributed import process_group, rank, world_size
 from dinov2.params import Params
@@ -48,8 +49,8 @@ def distill(
 ) -> Summary:
     """Train the students that are not finished and write all of them into `out`, a folder each.
 
-    `teacher` is a training.safetensors, whose teacher is frozen. `work` holds what survives a kill. Raises InputError if
-    a student does not fit the teacher.
+    `teacher` is a training.safetensors, whose teacher is frozen. `work` holds what survives a kill. Raises InputError
+    if a student does not fit the teacher.
     """
     device = local_device()
     with process_group(device):
@@ -91,18 +92,14 @@ def _train_students(
     state, architecture = read_training(teacher)
     patch_size = architecture.model.patch_size
     check_sizes(recipe, patch_size)
-    frozen = build_network(
-        architecture.model, architecture.dino_head, architecture.ibot_head, recipe.attention
-    )
+    frozen = build_network(architecture.model, architecture.dino_head, architecture.ibot_head, recipe.attention)
     frozen.load_state_dict(part(state, "teacher."), strict=True)
     learning = Distillation(
         Distiller(frozen, recipe.loss, group_size=recipe.group_size),
         {name: _fresh(recipe, student.architecture) for name, student in students.items()},
     )
     logger.info("distill: %s from %d images, %d steps", ", ".join(students), len(source), recipe.num_steps)
-    skipped = train(
-        learning, recipe, source, patch_size=patch_size, work=work, fingerprint=work.name, device=device
-    )
+    skipped = train(learning, recipe, source, patch_size=patch_size, work=work, fingerprint=work.name, device=device)
     trained = full_state(learning.saved)
     rows = read_rows(work / "metrics.jsonl")
     for name, student in students.items():
@@ -110,11 +107,12 @@ def _train_students(
             break
         own = rows_of(rows, name)
         folder = student.finished
+        about = {"stage": "distill", "student": name, "run": folder.name, "params": recipe.model_dump(mode="json")}
         folder.mkdir(parents=True, exist_ok=True)
         write_backbone(
             folder, part(trained, f"{name}.average.backbone."), student.architecture.model,
             image_size_px=recipe.crops.global_size_px,
-            training={"stage": "distill", "student": name, "run": folder.name, "params": recipe.model_dump(mode="json")},
+            training=about,
         )  # fmt: skip
         write_csv(folder / "curves.csv", own)
         plot_losses(folder / "losses.png", own, list(SHOWN))
@@ -124,7 +122,8 @@ def _train_students(
 
 
 def _fresh(recipe: RecipeParams, architecture: Architecture) -> DistilledStudent:
-    torch.manual_seed(recipe.seed)  # for each anew: no student depends on which others there are
+    # Anew for each, so that no student depends on which others there are; and never the teacher's own first weights.
+    torch.manual_seed(integer_seed("students", recipe.seed, 0, 0))
     return DistilledStudent(
         architecture.model, architecture.dino_head, architecture.ibot_head, attention=recipe.attention
     )

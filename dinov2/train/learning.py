@@ -5,7 +5,7 @@ that only one graph is in memory; and what is averaged, watched and saved.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from dinov2.train.objective import Batch
 from dinov2.train.student_teacher import StudentTeacher
 
 
+@runtime_checkable  # shapes and types are checked when tests run
 class Learning(Protocol):
     """The mathematics of a training run, without optimiser, clock or disk."""
 
@@ -101,8 +102,8 @@ class Distillation:
 
     def networks(self) -> list[nn.ModuleDict]:
         """Students, their averages and the teacher."""
-        pairs = [network for name in self.students for network in (self._student(name).student, self._student(name).average)]
-        return [*pairs, self.distiller.teacher]
+        students = [self._student(name) for name in self.students]
+        return [*(each.student for each in students), *(each.average for each in students), self.distiller.teacher]
 
     def watched(self) -> dict[str, nn.ModuleDict]:
         """The averages."""

@@ -108,18 +108,22 @@ def train(
 
     steps = range(progress.step, params.num_steps)
     threads = num_data_threads(device)
-    with Interruption() as interruption, Loader(
-        lambda step: _load(collator, step, device), steps, num_threads=threads, num_ahead=threads + 2
-    ) as loader:
+    with (
+        Interruption() as interruption,
+        Loader(lambda step: _load(collator, step, device), steps, num_threads=threads, num_ahead=threads + 2) as loader,
+    ):
         progress.started = progress.shown = asked = time.perf_counter()
         for raw, crops in loader:
             progress.waited_s += time.perf_counter() - asked
             batch = Batch(*(crops if crops is not None else finish(raw, device)))
             values = values_at(progress.step, params.schedule, num_steps=params.num_steps, peak_lr=params.peak_lr)
-            losses, updated = _step(learning, params, batch, raw.group_seeds, values, optimizers, device)
+            losses, updated = _step(
+                learning, params, batch,
+                group_seeds=raw.group_seeds, values=values, optimizers=optimizers, device=device,
+            )  # fmt: skip
             _count_skipped(updated, losses, progress, raw, work)
             progress.step += 1
-            _record(learning, params, progress, losses, values, monitor, work)
+            _record(learning, params, progress, losses=losses, values=values, monitor=monitor, work=work)
 
             signal_number = interruption.agreed(device)
             is_last = progress.step == params.num_steps
@@ -133,7 +137,7 @@ def train(
 
 
 def num_data_threads(device: torch.device) -> int:
-    """Threads that make batches: all of this process's cores beside a GPU, a quarter of them beside a CPU's own work."""
+    """Threads that make batches: as many as this process has cores beside a GPU, a quarter beside a CPU's own work."""
     num_cores = torch.get_num_threads()
     return num_cores if device.type == "cuda" else max(1, num_cores // 4)
 
@@ -151,6 +155,7 @@ def _step(
     learning: Learning,
     params: RecipeParams,
     batch: Batch,
+    *,
     group_seeds: list[int],
     values: StepValues,
     optimizers: dict[str, Optimizer],
@@ -183,7 +188,8 @@ def _step(
         report |= {_named(name, key): number for key, number in zip(keys, numbers, strict=True)}
         updated[name] = all(isfinite(number) for number in numbers)
         if updated[name]:
-            set_rates(optimizers[name], lr=values.lr, last_layer_lr=values.last_layer_lr, weight_decay=values.weight_decay)
+            rates = {"lr": values.lr, "last_layer_lr": values.last_layer_lr, "weight_decay": values.weight_decay}
+            set_rates(optimizers[name], **rates)
             optimizers[name].step()
             learning.update_average(name, values.momentum)
 
@@ -220,6 +226,7 @@ def _record(
     learning: Learning,
     params: RecipeParams,
     progress: Progress,
+    *,
     losses: dict[str, float],
     values: StepValues,
     monitor: Monitor,
@@ -248,7 +255,8 @@ def _record(
 def _line(progress: Progress, params: RecipeParams, losses: dict[str, float]) -> str:
     rates = progress.rates(params.batch_size)
     left_s = (params.num_steps - progress.step) * params.batch_size / max(rates["images_per_s"], 1e-9)
-    totals = "  ".join(f"{key} {value:.4f}" for key, value in losses.items() if "grad_norm" not in key)
+    shown = {key: value for key, value in losses.items() if key.endswith("/total") or not ("/" in key or "grad" in key)}
+    totals = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
     return (
         f"step {progress.step}/{params.num_steps}  {totals}  {rates['images_per_s']:.0f} images/s  "
         f"wait {rates['data_wait_share']:.0%}  left {left_s // 60:.0f} min {left_s % 60:.0f} s"

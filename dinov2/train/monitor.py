@@ -33,8 +33,8 @@ class Monitor:
     def values(self, network: nn.ModuleDict, temperature: float) -> dict[str, float]:
         """effective_rank of the sample's features; entropy of its image-level targets and prototypes in use; knn.
 
-        `teacher_entropy` is the mean over images, in nats, of softmax(logits / temperature); `prototypes_used` is exp of
-        the entropy of the mean of those. `knn` (only with labels) classifies each image by the others of the sample.
+        `teacher_entropy` is the mean over images, in nats, of softmax(logits / temperature); `prototypes_used` is exp
+        of the entropy of the mean of those. `knn` (only with labels) classifies each image by the sample's others.
         """
         was_training = network.training
         network.eval()

@@ -1,4 +1,4 @@
-"""A whole pretraining: from params and images to a backbone. Bootstrap, pretrain and highres are this with other params."""
+"""A whole pretraining, from params and images to a backbone: what bootstrap, pretrain and highres are."""
 
 import logging
 import os
@@ -74,9 +74,8 @@ def pretrain(
 def summarise(source: Source, work: Path, metrics: dict[str, float]) -> Summary:
     """Counts of images, and which of them could not be read, with a run's metrics."""
     num_bad = len(read_bad_samples(work / "bad_samples.jsonl"))
-    return Summary(
-        num_in=len(source), num_kept=len(source) - num_bad, dropped={"unreadable": num_bad} if num_bad else {}, metrics=metrics
-    )
+    dropped = {"unreadable": num_bad} if num_bad else {}
+    return Summary(num_in=len(source), num_kept=len(source) - num_bad, dropped=dropped, metrics=metrics)
 
 
 def local_device() -> torch.device:
@@ -90,7 +89,8 @@ def local_device() -> torch.device:
 
 def check_sizes(recipe: RecipeParams, patch_size: int) -> None:
     """Raises InputError if a crop is no whole number of patches."""
-    for name, size_px in (("global_size_px", recipe.crops.global_size_px), ("local_size_px", recipe.crops.local_size_px)):
+    sizes = {"global_size_px": recipe.crops.global_size_px, "local_size_px": recipe.crops.local_size_px}
+    for name, size_px in sizes.items():
         if size_px % patch_size:
             raise InputError(f"crops.{name} is {size_px}, no multiple of patch_size {patch_size}; change it")
 
@@ -99,9 +99,10 @@ def at_resolution(
     state: dict[str, Tensor], architecture: Architecture, size_px: int
 ) -> tuple[dict[str, Tensor], Architecture]:
     """Networks whose position embeddings have a grid for images of `size_px`, resized bicubically by size."""
-    if size_px % architecture.model.patch_size:
-        raise InputError(f"crops.global_size_px is {size_px}, no multiple of patch_size {architecture.model.patch_size}")
-    grid = size_px // architecture.model.patch_size
+    patch_size = architecture.model.patch_size
+    if size_px % patch_size:
+        raise InputError(f"crops.global_size_px is {size_px}, no multiple of patch_size {patch_size}; change it")
+    grid = size_px // patch_size
     resized = {
         name: resize_positions(value, grid, grid, offset=0.0, antialias=False) if name.endswith(".pos_embed") else value
         for name, value in state.items()

@@ -1,4 +1,4 @@
-"""What a training leaves: backbones, all networks for the next training, curves, a figure, and its summary's numbers."""
+"""What a training leaves: backbones, all networks for the next training, and its summary's numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ from dinov2.hub import IMAGENET_MEAN, IMAGENET_STD, BackboneCard, save_backbone
 from dinov2.models.params import HeadParams, ViTParams
 from dinov2.models.vit import VisionTransformer
 from dinov2.params import InputError, Params
+from dinov2.train.curves import Row
 
 TRAINING = "training.safetensors"
 LICENCE = "not stated: it is for the owner of the training images to say"
@@ -66,20 +67,16 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def rows_of(rows: list[dict[str, float]], learner: str) -> list[dict[str, float]]:
+def rows_of(rows: list[Row], learner: str) -> list[Row]:
     """The curves of one learner among several, under the names that a single one has; shared values stay."""
     prefix = f"{learner}/"
     return [
-        {
-            name.removeprefix(prefix): value
-            for name, value in row.items()
-            if "/" not in name or name.startswith(prefix)
-        }
+        {name.removeprefix(prefix): value for name, value in row.items() if "/" not in name or name.startswith(prefix)}
         for row in rows
     ]
 
 
-def final_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
+def final_metrics(rows: list[Row]) -> dict[str, float]:
     """The last losses and what the monitor saw last; nothing that a clock or a schedule decides."""
     last = rows[-1]
-    return {name: last[name] for name in (*SHOWN, "prototypes_used") if name in last and name not in BY_SCHEDULE}
+    return {name: float(last[name]) for name in (*SHOWN, "prototypes_used") if name in last and name not in BY_SCHEDULE}
