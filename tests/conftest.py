@@ -64,8 +64,8 @@ class TinyPipeline:
             known["crawl"] = self.outputs["crawl"]
         if stage != "evaluate":
             return [(stage, {}, known)]
-        backbones = read_yaml(ROOT / "dvc.yaml")["stages"]["evaluate"]["foreach"]  # pyright: ignore
-        folders = {model: self.root / path for model, path in backbones.items()}
+        models: Any = read_yaml(ROOT / "params.yaml")["models"]
+        folders = {model: self.root / "data" / path for model, path in models.items()}
         return [(f"evaluate/{model}", {"model": model}, {**known, "backbone": path}) for model, path in folders.items()]
 
     def _run(self, stage: str, instance: str, values: object, names: dict[str, str], known: dict[str, Path]) -> None:
