@@ -70,7 +70,7 @@ def names_read() -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_file_validates_whole(path):
     sections = read_yaml(path)
-    assert set(sections) == {"inputs", "gates", *STAGES, *ELSEWHERE}
+    assert set(sections) == {"inputs", "models", "gates", *STAGES, *ELSEWHERE}
     assert list(sections)[-2:] == ["launch", "tracking"]
     for section in (*STAGES, *ELSEWHERE):
         load_section(path, section, params_type(section))
