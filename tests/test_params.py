@@ -74,6 +74,10 @@ def test_file_validates_whole(path):
     assert list(sections)[-2:] == ["launch", "tracking"]
     for section in (*STAGES, *ELSEWHERE):
         load_section(path, section, params_type(section))
+    models = typing.cast(dict[str, str], sections["models"])
+    students = typing.cast(dict[str, object], typing.cast(dict[str, object], sections["distill"])["students"])
+    assert {name for name, place in models.items() if place == f"distill/{name}"} == set(students)
+    assert set(typing.cast(dict[str, list[str]], sections["report"])["models"]) == set(models) - {"baselines"}
     Gates.model_validate(sections["gates"])
     assert set(typing.cast(dict[str, str], sections["inputs"])) == {"crawl", "seeds", "evaluation"}
 
