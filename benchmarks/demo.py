@@ -2,9 +2,9 @@
 
 Run:   python benchmarks/demo.py [--keep]       (from the repository's root; without --keep it starts from nothing)
 
-It runs `make demo`, watches the memory of every process that belongs to it (proportional set size, so that shared pages
-count once), then `dvc repro` with nothing changed. A stage's orchestration is the wall time of its Prefect task less the
-time its own work took inside the job.
+It runs `make demo`, watches the memory of every process that belongs to it (proportional set size, so that shared
+pages count once), then `dvc repro` with nothing changed. A stage's orchestration is the wall time of its Prefect task
+less the time its own work took inside the job.
 """
 
 import argparse

@@ -40,7 +40,7 @@ class ShardWriter:
     def add(self, data: bytes, row: Mapping[str, Any]) -> str:
         """Append one image; returns its id. `row` needs at least `mime`."""
         if self._tar is None:
-            self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
+            self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _finish
         sample_id = hashlib.sha256(data).hexdigest()
         offset = self._append(f"{sample_id}.{EXTENSIONS[row['mime']]}", data)
         about = {key: value for key, value in row.items() if key not in ("shard", "offset", "length", "id")}
@@ -70,7 +70,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._finish()
         elif self._tar is not None:

@@ -6,7 +6,6 @@ never passes through a DVC cache, and two outputs that hold the same bytes share
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,13 +43,11 @@ class Store:
         if self.filesystem.exists(target):
             path.unlink()
             return name
-        self.filesystem.makedirs(os.path.dirname(target), exist_ok=True)
+        self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
         if self.is_local:
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), suffix=".tmp")
-            os.close(handle)
+            temporary = Path(f"{target}.{os.getpid()}.tmp")  # a move across file systems is a copy, so not in place yet
             shutil.move(path, temporary)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
+            temporary.replace(target)
         else:
             self.filesystem.put_file(str(path), target)
             path.unlink()
@@ -77,7 +74,8 @@ class Store:
         """Raise InputError if any of the blobs is absent, naming the first and their number."""
         absent = [name for name in dict.fromkeys(names) if not self.filesystem.exists(self._remote(name))]
         if absent:
-            raise InputError(f"{needed_by} needs {len(absent)} blobs that are absent; the first: {self._absent(absent[0])}")
+            first = self._absent(absent[0])
+            raise InputError(f"{needed_by} needs {len(absent)} blobs that are absent; the first: {first}")
 
     def pin(self, folder: Path, names: Iterable[str]) -> None:
         """Write `folder/blobs.json`: the blobs that the manifests in `folder` name, with their sizes in bytes."""

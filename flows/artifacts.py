@@ -10,7 +10,9 @@ CURATION = ("crawl", "download", "filter", "dedup", "retrieve")
 
 def _outputs(stage: str) -> list[Path]:
     folder = Path("data") / stage
-    return [folder] if (folder / "metrics.json").exists() else sorted(path.parent for path in folder.glob("*/metrics.json"))
+    if (folder / "metrics.json").exists():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/metrics.json"))
 
 
 def stage_metrics(stage: str) -> dict[str, float]:

@@ -3,8 +3,8 @@
 Run:   prefect deployment run full-pipeline         (after `make up`)
        python -m flows.full_pipeline                (with a server, e.g. that of `make up`)
 
-dvc.yaml is the DAG; STAGES names its stages in order for people to read, and a test holds the two together. A stage that
-did not change is not run; one that was interrupted goes on where it was.
+dvc.yaml is the DAG; STAGES names its stages in order for people to read, and a test holds the two together. A stage
+that did not change is not run; one that was interrupted goes on where it was.
 """
 
 import os
@@ -74,7 +74,8 @@ def _begin_parent() -> None:
         return
     PARENT_FILE.parent.mkdir(exist_ok=True)
     PARENT_FILE.write_text(os.environ[PARENT_RUN])
-    publish_link("mlflow-run", "make mlflow", f"http://127.0.0.1:5000/#/runs/{os.environ[PARENT_RUN]}", "The MLflow run")
+    link = f"http://127.0.0.1:5000/#/runs/{os.environ[PARENT_RUN]}"
+    publish_link("mlflow-run", "make mlflow", link, "The MLflow run")
 
 
 @flow(name="full-pipeline", on_failure=[_on_failure], on_crashed=[_on_failure], on_cancellation=[_on_cancellation])

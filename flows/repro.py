@@ -100,9 +100,7 @@ def _run(command: list[str], show: Callable[[str], None]) -> tuple[int, list[str
 
     def collect() -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip():
-                lines.append(line.rstrip())
+        lines.extend(line.rstrip() for line in process.stdout if line.strip())
 
     reader = threading.Thread(target=collect, daemon=True)  # a job that outlives dvc would hold the pipe open
     reader.start()

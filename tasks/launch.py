@@ -1,10 +1,11 @@
 """Where a stage runs: in a process of this machine, on SLURM, or in this very process; always through submitit.
 
 A submission is remembered in `<folder>/job.json`. Called again while that job lives, `run_job` follows it instead of
-submitting twice; called after it ended unwatched, it takes its results. The results are trusted only when every rank has
+submitting twice; called after it ended unwatched, it takes its results. Results are trusted only when every rank has
 left one, since a scheduler's word about a killed or requeued job is not reliable.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -25,7 +26,9 @@ from dinov2.records import write_json
 
 POLL_S = 0.1
 RESULT_GRACE_S = 15.0  # a result may reach a shared file system after the scheduler calls its job ended
-ACTIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "STOPPED"}
+ACTIVE = {
+    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
+}  # fmt: skip
 
 
 class Resources(Params):
@@ -130,10 +133,8 @@ class Submission(Params):
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def slurm_state(job_id: str) -> str:
@@ -215,7 +216,8 @@ def _submit(job: Callable[[], Any], stage: str, name: str, folder: Path, params:
         submitted = _executor(stage, name, attempt, params).submit(job)
     except (FailedSubmissionError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{params.cluster} refused the job of {stage}: {reason}; mend `launch:` in params.yaml") from error
+        what = f"{params.cluster} refused the job of {stage}"
+        raise InputError(f"{what}: {reason}; mend `launch:` in params.yaml") from error
     submission = Submission(
         cluster=params.cluster,
         job_id=str(submitted.job_id),

@@ -31,25 +31,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import RootModel
-
-from dinov2.params import InputError, Params, load_section, read_yaml
+from dinov2.params import InputError, Params, load_section
 from dinov2.records import Summary, sha256_file, write_json
 from dinov2.store import Store, StoreParams
+from tasks.gates import GateMissedError, check_gate
 from tasks.launch import JobFailedError, LaunchParams, export_rank, is_first_rank, job_number, resubmission, run_job
 from tasks.tracking import Shipper, TrackingParams
 
 PARAMS_FILE = Path("params.yaml")
 WORK = Path("work")
 SUPPLIED = ("params", "work", "store")  # arguments of `run` that are not options of the command line
-
-
-class GateMissedError(Exception):
-    """A stage ended well but a number fell short of what `gates:` asks for."""
-
-
-class Gates(RootModel[dict[str, dict[str, float]]]):
-    """Section `gates` of params.yaml: {stage: {metric: least value}}."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +115,8 @@ class StageJob:
         store = Store(self.store)
         started = time.perf_counter()
         try:
-            summary = module.run(
-                self.call.params, **inputs, **self.call.names, **_supplied(module.run, out=out, work=self.call.work, store=store)
-            )
+            supplied = _supplied(module.run, out=out, work=self.call.work, store=store)
+            summary = module.run(self.call.params, **inputs, **self.call.names, **supplied)
         except InputError as error:
             return Outcome(None, time.perf_counter() - started, job_number(), str(error))
         except OSError as error:
@@ -170,7 +160,8 @@ def main(run: Callable[..., Summary]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        mistake = f"the disk is full ({error.strerror}, {error.filename or WORK}); free space there and run the stage again"
+        where = error.filename or WORK
+        mistake = f"the disk of {where} is full ({error.strerror}); free space there and run the stage again"
         return _fail(failure, instance, "mistake", mistake, 2)
     return 0
 
@@ -211,7 +202,8 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
     names = {name: value for name, value in options.items() if kinds[name] is str}
     for name, path in paths.items():
         if not Path(path).exists():
-            raise InputError(f"--{name} {path} does not exist; run the stage that makes it, or mend `inputs:` in params.yaml")
+            do = "run the stage that makes it, or mend `inputs:` in params.yaml"
+            raise InputError(f"--{name} {path} does not exist; {do}")
     hashes = {name: hash_tree(Path(path)) for name, path in sorted(paths.items())}
     call = StageCall(stage, paths, names, options["out"], params, version, hashes)
     with _only_one(WORK / call.instance):
@@ -222,15 +214,8 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
             try:
                 metrics = _finished(call)
                 if metrics is None:
-                    outcome = _submit(call, store, launch)
-                    if outcome.mistake is not None:
-                        raise InputError(outcome.mistake)
-                    assert outcome.summary is not None
-                    write_record(call, outcome.summary, call.work / "out")
-                    write_json(call.work / "run.json", {**tags, "seconds": outcome.seconds, "job": outcome.job})
-                    metrics = _finished(call)
-                    assert metrics is not None
-                check_gate(stage, metrics, call.work / "out")
+                    metrics = _work(call, store, launch, tags)
+                check_gate(PARAMS_FILE, stage, metrics, call.work / "out")
                 out = _publish(call)
             except (InputError, GateMissedError, JobFailedError):
                 shipper.finish("FAILED", {}, [])
@@ -239,7 +224,7 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
 
 
 def _show(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - this is the command's output
+    print(line, flush=True)
 
 
 @contextmanager
@@ -259,7 +244,8 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _submit(call: StageCall, store: StoreParams, launch: LaunchParams) -> Outcome:
+def _work(call: StageCall, store: StoreParams, launch: LaunchParams, tags: dict[str, str]) -> dict[str, float]:
+    """Run the stage's job, write its records, and return its metrics. Raises InputError for a person's mistake."""
     resources = launch.resources(call.stage)
     outcomes = run_job(
         StageJob(call, store, resources.cpus_per_task),
@@ -269,8 +255,15 @@ def _submit(call: StageCall, store: StoreParams, launch: LaunchParams) -> Outcom
         params=launch,
         show=_show,
     )
-    mistakes = [outcome for outcome in outcomes if outcome.mistake is not None]
-    return (mistakes or outcomes)[0]
+    for outcome in outcomes:
+        if outcome.mistake is not None:
+            raise InputError(outcome.mistake)
+    first = outcomes[0]
+    write_record(call, first.summary, call.work / "out")
+    write_json(call.work / "run.json", {**tags, "seconds": first.seconds, "job": first.job})
+    metrics = _finished(call)
+    assert metrics is not None
+    return metrics
 
 
 def _finished(call: StageCall) -> dict[str, float] | None:
@@ -294,22 +287,6 @@ def write_record(call: StageCall, summary: Summary, out: Path) -> None:
         "counts": counts,
     }
     write_json(out / "record.json", record)
-
-
-def check_gate(stage: str, metrics: dict[str, float], out: Path) -> None:
-    """Raise GateMissedError if a metric of `stage` is below the least value that `gates:` gives for it."""
-    try:
-        gates = Gates.model_validate(read_yaml(PARAMS_FILE)["gates"]).root
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{PARAMS_FILE}: gates: is not {{stage: {{metric: least value}}}} ({error}); mend it") from error
-    for metric, least in sorted(gates.get(stage, {}).items()):
-        if metric not in metrics:
-            raise InputError(f"{PARAMS_FILE}: gates.{stage}.{metric}: {stage} has no such metric; it has {sorted(metrics)}")
-        if metrics[metric] < least:
-            raise GateMissedError(
-                f"gate missed: {metric} is {metrics[metric]:.4g}, below gates.{stage}.{metric} = {least:.4g}; "
-                f"look at {out}, then mend the stage's params or lower the gate"
-            )
 
 
 def _publish(call: StageCall) -> Path:

@@ -70,7 +70,9 @@ def start_parent(params: TrackingParams, name: str, tags: Mapping[str, str]) -> 
     return client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
 
 
-def end_parent(params: TrackingParams, run_id: str, status: str, metrics: Mapping[str, float], files: list[Path]) -> None:
+def end_parent(
+    params: TrackingParams, run_id: str, status: str, metrics: Mapping[str, float], files: list[Path]
+) -> None:
     """Give the parent run its last metrics and files and end it (status FINISHED, FAILED or KILLED)."""
     client, _ = connect(params)
     for key, value in metrics.items():
@@ -139,8 +141,9 @@ class Shipper:
 
     def _remember(self) -> None:
         status, metrics, files = self._end
-        pending = {"name": self.name, "values": self.values, "tags": self.tags, "status": status}
-        write_json(self.work / "unshipped.json", {**pending, "metrics": metrics, "files": [str(path) for path in files]})
+        begin = {"name": self.name, "values": self.values, "tags": self.tags}
+        ending = {"status": status, "metrics": metrics, "files": [str(path) for path in files]}
+        write_json(self.work / "unshipped.json", {**begin, **ending})
 
 
 class ShippedRun:

@@ -18,14 +18,14 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
 )
 
-import numpy as np  # noqa: E402 - after the number of threads
-from PIL import Image  # noqa: E402
+import numpy as np
+from PIL import Image
 
-from dinov2.params import read_yaml, validate  # noqa: E402
-from dinov2.records import Summary  # noqa: E402
-from dinov2.store import Store, StoreParams  # noqa: E402
-from flows.full_pipeline import STAGES  # noqa: E402
-from tasks.stage import StageCall, hash_tree, write_record  # noqa: E402
+from dinov2.params import read_yaml, validate
+from dinov2.records import Summary
+from dinov2.store import Store, StoreParams
+from flows.full_pipeline import STAGES
+from tasks.stage import StageCall, hash_tree, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,8 +78,8 @@ class TinyPipeline:
         params = validate(hints["params"], values, where=stage)
         arguments = {name: supplied[name] for name in signature(module.run).parameters if name != "params"}
         summary = module.run(params, **arguments)
-        inputs = {name: path for name, path in arguments.items() if isinstance(path, Path) and name not in ("out", "work")}
-        hashes = {name: hash_tree(path) for name, path in inputs.items()}
+        inputs = {name: value for name, value in arguments.items() if isinstance(value, Path)}
+        hashes = {name: hash_tree(path) for name, path in inputs.items() if name not in ("out", "work")}
         call = StageCall(stage, {}, names, str(out), params, module.VERSION, hashes)
         write_record(call, summary, out)
         self.outputs[instance] = out

@@ -1,7 +1,7 @@
 """All stages in one go on drawn images: counts add up, outputs are whole, and results change only with a VERSION.
 
-Pinned results are kept in tests/pinned.json. After a change of results that is meant, raise VERSION in the stage's file and
-run `PIN=1 python -m pytest tests/test_end_to_end.py`.
+Pinned results are kept in tests/pinned.json. After a change of results that is meant, raise VERSION in the stage's file
+and run `PIN=1 python -m pytest tests/test_end_to_end.py`.
 """
 
 import json
@@ -39,7 +39,7 @@ def test_a_changed_result_needs_a_raised_version(tiny_pipeline: Any, stage: str)
         PINNED.write_text(json.dumps(pinned, indent=1, sort_keys=True) + "\n")
         return
     known = pinned[stage]
-    assert version == known["version"], f"VERSION of {stage} was raised: pin its results anew (see the top of this file)"
+    assert version == known["version"], f"VERSION of {stage} was raised: pin its results anew, as said above"
     for instance, result in found.items():
         before = known["results"][instance]
         why = f"results of {instance} changed: raise VERSION in tasks/{stage}.py and pin them anew, or mend the code"

@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 from dinov2.params import InputError, Params, load_section, read_yaml, validate
 from dinov2.store import StoreParams
+from tasks.gates import Gates
 from tasks.launch import LaunchParams
-from tasks.stage import Gates
 from tasks.tracking import TrackingParams
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,7 @@
 """dvc.yaml is the only DAG: the flow's order, the task files and the sections of params.yaml must agree with it."""
 
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_no_stage_depends_on_where_it_runs_or_who_watches() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_folder_of_the_command_is_a_dependency_or_the_output(stage: str) -> None:
     words = entry(stage)["cmd"].split()
-    folders = [word for option, word in zip(words, words[1:], strict=False) if option.startswith("--")]
+    folders = [word for option, word in pairwise(words) if option.startswith("--")]
     known = {*entry(stage)["deps"], *entry(stage)["outs"]}
     for folder in folders:
         assert folder == "${key}" or folder in known, folder

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dinov2.curation.params import SSCDParams
-from dinov2.data.decode import normalise
+from dinov2.data.view import normalise
 from dinov2.params import InputError
 from dinov2.records import sha256_file
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from dinov2.data.decode import MEAN, STD
+from dinov2.data.view import MEAN, STD
 
 GRAY = (0.2989, 0.587, 0.114)  # weights of R, G, B in luminance (ITU-R 601)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinov2.data.decode import DecodeError, center_crop, decode_rgb, normalise
+from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.sampler import Source, permute
+from dinov2.data.view import center_crop, normalise
 from dinov2.metrics import accuracy, effective_rank, knn_classify
 from dinov2.search import top_k
 from dinov2.train.objective import backbone_of

@@ -10,7 +10,8 @@ from PIL import Image
 
 from dinov2.curation.descriptors import EMBEDDED, Kind, SetName, read_descriptors, read_embedded
 from dinov2.curation.params import ThumbnailParams
-from dinov2.data.decode import center_crop, decode_rgb
+from dinov2.data.decode import decode_rgb
+from dinov2.data.view import center_crop
 from dinov2.hub import BackboneCard, load_backbone, save_backbone
 from dinov2.models.params import ViTParams
 from dinov2.models.vit import VisionTransformer

@@ -8,9 +8,9 @@ import torch
 
 from dinov2.data.augment import NUM_CROP_DRAWS, cut_crops, draw_colours, num_draws, place_crop
 from dinov2.data.colour import ORDERS, Colours, gaussian_blur, jitter, recolour, to_gray, turn_hue
-from dinov2.data.decode import MEAN, STD
 from dinov2.data.draws import uniforms
 from dinov2.data.params import CropParams
+from dinov2.data.view import MEAN, STD
 
 PARAMS = CropParams(
     global_size_px=32, global_scale=(0.32, 1.0), local_size_px=16, local_scale=(0.05, 0.32), num_local=3,

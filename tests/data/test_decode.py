@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dinov2.data.decode import DecodeError, center_crop, decode_rgb, normalise
+from dinov2.data.decode import DecodeError, decode_rgb
+from dinov2.data.view import center_crop, normalise
 
 
 def picture(height: int = 40, width: int = 60) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The life of a stage's command: good ends, mistakes, gates, kills and second starts. Real submitit jobs in processes."""
+"""The life of a stage's command: good ends, mistakes, gates, kills, second starts. Its jobs are real processes."""
 
 import json
 import os
