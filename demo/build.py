@@ -4,6 +4,7 @@
     inputs/<name>/seeds/<label>/*.jpg
     inputs/<name>/evaluation/<label>/*.jpg
     inputs/<name>/planted.json        {"kinds": {url: kind}, "originals": {url of a copy: url or file of its original}}
+    inputs/<name>/about.json          what the labels ask for, where they are photographs; the report says it
     inputs/<name>/complete.json       what it was made from; written last
 
 Deterministic: the same photographs give the same bytes. Built beside its place and renamed, so that a build that was
@@ -33,6 +34,10 @@ from dinov2.records import write_json
 VERSION = 1  # raised when the same photographs give other bytes
 MAX_CUT_PHOTOGRAPHS = 40  # of a flat folder; the others go into the crawl whole
 COMPLETE = "complete.json"
+ABOUT_INSTANCES = (
+    "A label is the photograph that a tile was cut from, so this is instance recognition, not recognition of kinds: "
+    "colours alone tell many photographs apart. No pixel of an evaluation tile is in a seed or in the crawl."
+)
 
 
 class Roles(NamedTuple):
@@ -108,6 +113,8 @@ def _write(folder: Path, roles: Roles, mark: dict[str, Any]) -> dict[str, int]:
         "originals": {resource.url: resource.original for resource in resources if resource.original is not None},
     }
     write_json(partial / "planted.json", planted)
+    if mark["labels"] == "photograph":
+        write_json(partial / "about.json", {"task": "instance recognition", "sentence": ABOUT_INSTANCES})
     counts = {
         "labels": len({picture.label for picture in roles.evaluation}),
         "pages": num_pages,

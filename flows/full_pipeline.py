@@ -10,9 +10,9 @@ that did not change is not run; one that was interrupted goes on where it was.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from prefect import flow, get_run_logger
-from prefect.client.schemas.objects import Flow as FlowModel
+from prefect import Flow, flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run
 
@@ -49,11 +49,11 @@ def _end_parent_as(status: str, metrics: dict[str, float], files: list[Path]) ->
         sys.stderr.write(f"tracking: the parent run {run_id} could not be ended ({error})\n")
 
 
-def _on_failure(flow: FlowModel, flow_run: FlowRun, state: State) -> None:
+def _on_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     _end_parent_as("FAILED", {}, [])
 
 
-def _on_cancellation(flow: FlowModel, flow_run: FlowRun, state: State) -> None:
+def _on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     _end_parent_as("KILLED", {}, [])
 
 

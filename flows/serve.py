@@ -122,13 +122,18 @@ async def _end_zombies() -> None:
 
 def run() -> None:
     """Serve the deployments until stopped."""
-    from prefect import serve
+    from prefect import Flow, serve
+    from prefect.deployments.runner import RunnerDeployment
 
     from flows.full_pipeline import STAGES, full_pipeline, one_stage
 
+    async def deployments() -> list[RunnerDeployment]:
+        pipeline = await full_pipeline.ato_deployment("full-pipeline")
+        stages = [Flow(one_stage.fn, name=name) for name in STAGES]
+        return [pipeline, *[await stage.ato_deployment(stage.name, parameters={"name": stage.name}) for stage in stages]]
+
     asyncio.run(_end_zombies())
-    stages = [one_stage.with_options(name=name).to_deployment(name, parameters={"name": name}) for name in STAGES]
-    serve(full_pipeline.to_deployment("full-pipeline"), *stages)
+    serve(*asyncio.run(deployments()))
 
 
 def demo() -> int:
