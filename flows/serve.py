@@ -130,7 +130,8 @@ def run() -> None:
     async def deployments() -> list[RunnerDeployment]:
         pipeline = await full_pipeline.ato_deployment("full-pipeline")
         stages = [Flow(one_stage.fn, name=name) for name in STAGES]
-        return [pipeline, *[await stage.ato_deployment(stage.name, parameters={"name": stage.name}) for stage in stages]]
+        singles = [await stage.ato_deployment(stage.name, parameters={"name": stage.name}) for stage in stages]
+        return [pipeline, *singles]
 
     asyncio.run(_end_zombies())
     serve(*asyncio.run(deployments()))

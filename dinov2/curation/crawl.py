@@ -16,7 +16,6 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from selectolax.lexbor import LexborHTMLParser
 
-from dinov2.curation.progress import logged
 from dinov2.curation.urls import (
     SHOWN_CHARS,
     UrlRefusedError,
@@ -29,6 +28,7 @@ from dinov2.curation.urls import (
 )
 from dinov2.curation.warc import DamagedWarcError, WarcEntry, read_entries
 from dinov2.params import InputError, Params
+from dinov2.progress import logged
 
 logger = logging.getLogger(__name__)
 

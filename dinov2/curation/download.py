@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from dinov2.curation.progress import logged
 from dinov2.curation.urls import UrlRefusedError, canonical, local_path
 from dinov2.curation.warc import DamagedWarcError, read_answer
 from dinov2.params import InputError, Params
+from dinov2.progress import logged
 from dinov2.shards import ShardWriter
 from dinov2.store import Store
 

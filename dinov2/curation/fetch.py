@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import httpcore
 
 from dinov2.curation.download import DownloadParams, NoImageError, sniff_mime
-from dinov2.curation.progress import EVERY_S
 from dinov2.curation.urls import UrlRefusedError, canonical, urljoin_checked
+from dinov2.progress import EVERY_S
 
 logger = logging.getLogger(__name__)
 

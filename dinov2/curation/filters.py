@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from dinov2.curation.hashing import PcaHash, PcaHashParams, find_copies, fit_pca_hash
-from dinov2.curation.progress import logged
 from dinov2.params import InputError, Params
+from dinov2.progress import logged
 from dinov2.shards import ShardReader
 
 logger = logging.getLogger(__name__)

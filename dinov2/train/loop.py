@@ -18,6 +18,7 @@ from dinov2.data.collate import BadSamples, Collator, RawBatch, finish
 from dinov2.data.loader import Loader
 from dinov2.data.sampler import Source
 from dinov2.distributed import all_reduce_sum, rank, world_size
+from dinov2.progress import bar
 from dinov2.train.checkpoint import Checkpoints
 from dinov2.train.curves import append_row
 from dinov2.train.interrupt import Interruption
@@ -257,7 +258,8 @@ def _line(progress: Progress, params: RecipeParams, losses: dict[str, float]) ->
     left_s = (params.num_steps - progress.step) * params.batch_size / max(rates["images_per_s"], 1e-9)
     shown = {key: value for key, value in losses.items() if key.endswith("/total") or not ("/" in key or "grad" in key)}
     totals = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
+    far = f"{bar(progress.step, params.num_steps)}  step {progress.step} of {params.num_steps}"
     return (
-        f"step {progress.step}/{params.num_steps}  {totals}  {rates['images_per_s']:.0f} images/s  "
+        f"{far}  {totals}  {rates['images_per_s']:.0f} images/s  "
         f"wait {rates['data_wait_share']:.0%}  left {left_s // 60:.0f} min {left_s % 60:.0f} s"
     )

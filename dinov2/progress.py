@@ -1,4 +1,4 @@
-"""Progress of a long loop, told by a log line every few seconds and one at its end."""
+"""Progress of long work: a bar in a log line every few seconds, to be seen in a terminal, a file and Prefect."""
 
 import logging
 import time
@@ -6,8 +6,16 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 EVERY_S = 5.0
+BAR_WIDTH = 20
 
 T = TypeVar("T")
+
+
+def bar(done: int, total: int) -> str:
+    """A bar of fixed width, and how much is done: `━━━━━━━━━━───────────  50 %`."""
+    share = min(1.0, done / max(total, 1))
+    filled = round(share * BAR_WIDTH)
+    return "━" * filled + "─" * (BAR_WIDTH - filled) + f" {share:4.0%}"
 
 
 def logged(items: Iterable[T], *, total: int | None, what: str, logger: logging.Logger) -> Iterator[T]:
@@ -25,5 +33,5 @@ def logged(items: Iterable[T], *, total: int | None, what: str, logger: logging.
 
 
 def _say(count: int, total: int | None, what: str, seconds: float, logger: logging.Logger) -> None:
-    of = "" if total is None else f" of {total}"
-    logger.info("%s: %d%s, %.0f/s", what, count, of, count / max(seconds, 1e-3))
+    far = f"{count}" if total is None else f"{bar(count, total)}  {count} of {total}"
+    logger.info("%s: %s, %.0f/s", what, far, count / max(seconds, 1e-3))
