@@ -148,11 +148,19 @@ def slurm_state(job_id: str) -> str:
 
 
 def run_job(
-    job: Callable[[], Any], *, stage: str, name: str, folder: Path, params: LaunchParams, show: Callable[[str], None]
+    job: Callable[[], Any],
+    *,
+    stage: str,
+    name: str,
+    folder: Path,
+    output: Path,
+    params: LaunchParams,
+    show: Callable[[str], None],
 ) -> list[Any]:
     """Run `job` on every rank and return their results; follows a living job or takes a finished one's results first.
 
-    `stage` picks the resources, `name` is the job's, `folder` is its home and `show` gets each line rank 0 prints.
+    `stage` picks the resources, `name` is the job's, `folder` is its home and `show` gets each line rank 0 prints. A
+    finished job counts only while `output`, what it made, is still there: it goes when it is published.
     Raises JobFailedError when a rank failed or the job vanished, InputError when the scheduler refuses it.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -161,7 +169,7 @@ def run_job(
     submission = _remembered(folder / "job.json")
     if submission is not None and submission.is_alive():
         show(f"re-attaching to job {submission.job_id}, which is still running")
-    elif submission is not None and _all_succeeded(submission):
+    elif submission is not None and output.exists() and _all_succeeded(submission):
         show(f"job {submission.job_id} ended while nobody watched; taking its results")
     else:
         submission = _submit(job, stage, name, folder, params)

@@ -95,7 +95,8 @@ class StageJob:
 
     def __call__(self) -> Outcome:
         """Run the stage on this rank."""
-        os.environ["OMP_NUM_THREADS"] = str(self.num_threads)  # before torch is imported
+        os.environ["OMP_NUM_THREADS"] = str(self.num_threads)  # both before torch is imported
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait leave their core to those that load data
         export_rank()
         logging.basicConfig(
             level=logging.INFO if is_first_rank() else logging.WARNING,
@@ -252,6 +253,7 @@ def _work(call: StageCall, store: StoreParams, launch: LaunchParams, tags: dict[
         stage=call.stage,
         name=call.instance,
         folder=call.work / "job",
+        output=call.work / "out",
         params=launch,
         show=_show,
     )

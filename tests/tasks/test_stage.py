@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,15 @@ def test_after_kill_9_of_the_submitter_its_job_is_taken_up_not_repeated(folder: 
     assert done.returncode == 0, done.stderr
     assert "re-attaching to job" in done.stdout or "ended while nobody watched" in done.stdout
     assert len(list(jobs[0].parent.glob("attempts/*"))) == 1
+
+
+def test_an_output_that_was_published_and_lost_is_made_again(folder: Path) -> None:
+    assert crawl(folder).returncode == 0
+    table = folder / "data/crawl/records.parquet"
+    before = table.read_bytes()
+    shutil.rmtree(folder / "data")
+    assert crawl(folder).returncode == 0
+    assert table.read_bytes() == before
 
 
 def test_a_killed_job_is_told_and_a_second_start_submits_anew(folder: Path) -> None:
