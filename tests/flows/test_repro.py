@@ -1,0 +1,65 @@
+"""How the flow's task runs a command, ends it, and tells a person's mistake from a crash."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.repro import StageCrashError, StageMistakeError, _end, _failure, _run
+
+
+def fail(folder: Path, instance: str, kind: str) -> None:
+    path = folder / "work" / instance / "failure.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"kind": kind, "sentence": "what happened"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("mistake", StageMistakeError), ("gate", StageMistakeError), ("crash", StageCrashError)]
+)
+def test_the_kind_of_a_failure_decides_whether_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[Exception]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fail(tmp_path, "evaluate@random", kind)
+    failure = _failure("evaluate", ["dvc's last line"])
+    assert type(failure) is error
+    assert str(failure) == "evaluate@random: what happened"
+
+
+def test_a_failure_without_a_word_of_the_stage_is_a_crash_with_dvcs_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failure = _failure("dedup", ["first", "ERROR: failed to reproduce"])
+    assert isinstance(failure, StageCrashError)
+    assert "ERROR: failed to reproduce" in str(failure)
+
+
+def test_lines_are_passed_on_and_a_child_that_holds_the_pipe_does_not_hold_the_task() -> None:
+    orphan = "import subprocess, sys; print('one'); subprocess.Popen(['sleep', '9'])"
+    shown: list[str] = []
+    started = time.monotonic()
+    code, lines = _run([sys.executable, "-c", orphan + "; print('two'); sys.exit(3)"], shown.append)
+    assert time.monotonic() - started < 8
+    assert code == 3
+    assert shown == lines == ["one", "two"]
+
+
+def test_ending_a_command_ends_all_of_its_session() -> None:
+    parent = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    assert len(family) == 2
+    _end(process)
+    process.stdout.close()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive, alive
