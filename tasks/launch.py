@@ -153,14 +153,14 @@ def run_job(
     stage: str,
     name: str,
     folder: Path,
-    output: Path,
+    accept: Callable[[list[Any]], bool],
     params: LaunchParams,
     show: Callable[[str], None],
 ) -> list[Any]:
     """Run `job` on every rank and return their results; follows a living job or takes a finished one's results first.
 
-    `stage` picks the resources, `name` is the job's, `folder` is its home and `show` gets each line rank 0 prints. A
-    finished job counts only while `output`, what it made, is still there: it goes when it is published.
+    `stage` picks the resources, `name` is the job's, `folder` is its home and `show` gets each line rank 0 prints. The
+    results of a job that ended earlier are taken only if `accept` says they are still of use.
     Raises JobFailedError when a rank failed or the job vanished, InputError when the scheduler refuses it.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -169,7 +169,7 @@ def run_job(
     submission = _remembered(folder / "job.json")
     if submission is not None and submission.is_alive():
         show(f"re-attaching to job {submission.job_id}, which is still running")
-    elif submission is not None and output.exists() and _all_succeeded(submission):
+    elif submission is not None and _succeeded(submission, accept):
         show(f"job {submission.job_id} ended while nobody watched; taking its results")
     else:
         submission = _submit(job, stage, name, folder, params)
@@ -187,9 +187,10 @@ def _remembered(path: Path) -> Submission | None:
     return validate(Submission, json.loads(path.read_text()), where=str(path))
 
 
-def _all_succeeded(submission: Submission) -> bool:
+def _succeeded(submission: Submission, accept: Callable[[list[Any]], bool]) -> bool:
     outcomes = submission.outcomes()
-    return len(outcomes) == submission.num_tasks and all(kind == "success" for kind, _ in outcomes)
+    whole = len(outcomes) == submission.num_tasks and all(kind == "success" for kind, _ in outcomes)
+    return whole and accept([value for _, value in outcomes])
 
 
 def _executor(stage: str, name: str, folder: Path, params: LaunchParams) -> submitit.AutoExecutor:

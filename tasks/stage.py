@@ -12,131 +12,29 @@ import argparse
 import errno
 import fcntl
 import getpass
-import hashlib
 import inspect
 import json
-import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import time
-import traceback
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from dinov2.params import InputError, Params, load_section
-from dinov2.records import Summary, sha256_file, write_json
-from dinov2.store import Store, StoreParams
+from dinov2.params import InputError, load_section
+from dinov2.records import Summary, write_json
+from dinov2.store import StoreParams
+from tasks.call import DISK_FULL, WORK, StageCall, StageJob, disk_full, hash_tree
 from tasks.gates import GateMissedError, check_gate
-from tasks.launch import JobFailedError, LaunchParams, export_rank, is_first_rank, job_number, resubmission, run_job
+from tasks.launch import JobFailedError, LaunchParams, run_job
 from tasks.tracking import Shipper, TrackingParams
 
 PARAMS_FILE = Path("params.yaml")
-WORK = Path("work")
+FULL_BYTES = 1_000_000
 SUPPLIED = ("params", "work", "store")  # arguments of `run` that are not options of the command line
-
-
-@dataclass(frozen=True)
-class StageCall:
-    """One call of one stage: what it is and where its things lie."""
-
-    stage: str
-    paths: dict[str, str]
-    """Input folders by option name."""
-    names: dict[str, str]
-    """Plain string options, e.g. evaluate's model."""
-    out: str
-    params: Params
-    version: int
-    inputs: dict[str, str]
-    """Hash of each input's content."""
-
-    @property
-    def instance(self) -> str:
-        """The DVC stage's name: `dedup`, `evaluate@random`."""
-        return "@".join([self.stage, *self.names.values()])
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the work folder: differs as soon as params, inputs or VERSION do."""
-        identity = [self.stage, self.version, self.params.model_dump(mode="json"), self.names, self.inputs]
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def work(self) -> Path:
-        """What the stage needs while it works; survives kills."""
-        return WORK / self.instance / self.fingerprint
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a job brings back: a summary, or the sentence of a person's mistake."""
-
-    summary: Summary | None
-    seconds: float
-    job: str
-    mistake: str | None
-
-
-class StageJob:
-    """The picklable work of a stage: imports its module in the job and calls `run`."""
-
-    def __init__(self, call: StageCall, store: StoreParams, num_threads: int) -> None:
-        self.call = call
-        self.store = store
-        self.num_threads = num_threads
-
-    def __call__(self) -> Outcome:
-        """Run the stage on this rank."""
-        os.environ["OMP_NUM_THREADS"] = str(self.num_threads)  # both before torch is imported
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait leave their core to those that load data
-        export_rank()
-        logging.basicConfig(
-            level=logging.INFO if is_first_rank() else logging.WARNING,
-            format="%(asctime)s %(message)s",
-            datefmt="%H:%M:%S",
-            stream=sys.stdout,
-            force=True,
-        )
-        for noisy in ("submitit", "httpx", "httpcore", "matplotlib", "PIL", "fontTools"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        out = self.call.work / "out"
-        if is_first_rank():
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
-        module = import_module(f"tasks.{self.call.stage}")
-        inputs = {name: Path(path) for name, path in self.call.paths.items()}
-        store = Store(self.store)
-        started = time.perf_counter()
-        try:
-            supplied = _supplied(module.run, out=out, work=self.call.work, store=store)
-            summary = module.run(self.call.params, **inputs, **self.call.names, **supplied)
-        except InputError as error:
-            return Outcome(None, time.perf_counter() - started, job_number(), str(error))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            traceback.print_exc()
-            where = error.filename or self.call.work
-            mistake = f"the disk of {where} is full ({error.strerror}); free space there and run the stage again"
-            return Outcome(None, time.perf_counter() - started, job_number(), mistake)
-        return Outcome(summary, time.perf_counter() - started, job_number(), None)
-
-    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""
-        return resubmission(self)
-
-
-def _supplied(run: Callable[..., Summary], **values: object) -> dict[str, object]:
-    asked = inspect.signature(run).parameters
-    return {name: value for name, value in values.items() if name in asked}
 
 
 def main(run: Callable[..., Summary]) -> int:
@@ -155,15 +53,18 @@ def main(run: Callable[..., Summary]) -> int:
         return _fail(failure, instance, "gate", str(error), 3)
     except JobFailedError as error:
         sys.stderr.write(error.trace.rstrip() + "\n")
-        return _fail(failure, instance, "crash", str(error), 1)
+        if shutil.disk_usage(WORK).free < FULL_BYTES:  # the job could not even leave a word
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(WORK.absolute()))
+            kind, sentence, code = "mistake", disk_full(full, WORK), 2
+        else:
+            kind, sentence, code = "crash", str(error), 1
+        return _fail(failure, instance, kind, sentence, code)
     except KeyboardInterrupt as error:
         return _fail(failure, instance, "stopped", str(error) or "stopped", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
-        where = error.filename or WORK
-        mistake = f"the disk of {where} is full ({error.strerror}); free space there and run the stage again"
-        return _fail(failure, instance, "mistake", mistake, 2)
+        return _fail(failure, instance, "mistake", disk_full(error, WORK), 2)
     return 0
 
 
@@ -253,7 +154,7 @@ def _work(call: StageCall, store: StoreParams, launch: LaunchParams, tags: dict[
         stage=call.stage,
         name=call.instance,
         folder=call.work / "job",
-        output=call.work / "out",
+        accept=lambda ended: (call.work / "out").exists() and all(outcome.mistake is None for outcome in ended),
         params=launch,
         show=_show,
     )
@@ -302,16 +203,6 @@ def _publish(call: StageCall) -> Path:
     (call.work / "out").rename(out)
     shutil.rmtree(previous, ignore_errors=True)
     return out
-
-
-def hash_tree(path: Path) -> str:
-    """sha256 over the names and contents of a file or of all files below a folder."""
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        digest.update(f"{name}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def _provenance() -> dict[str, str]:
