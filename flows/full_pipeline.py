@@ -19,7 +19,8 @@ from prefect.runtime import flow_run
 from dinov2.params import InputError, load_section
 from flows.artifacts import publish_funnel, publish_link, publish_metrics, stage_metrics
 from flows.repro import StageCrashError, StageMistakeError, repro
-from tasks.tracking import PARENT_RUN, TrackingParams, end_parent, start_parent
+from tasks.tracked import PARENT_RUN
+from tasks.tracking import TrackingParams, end_parent, start_parent
 
 STAGES = (
     "crawl",

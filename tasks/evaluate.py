@@ -74,8 +74,8 @@ def run(params: EvaluateParams, *, model: str, backbone: Path, seeds: Path, eval
     methods = {name: [data.classes[best] for best in values.argmax(dim=1).tolist()] for name, values in scores.items()}
     predictions = {"ids": data.test.names, "labels": data.test.labels, "methods": methods}
     write_json(out / "predictions.json", predictions)
-    for key, value in sorted(metrics.items()):
-        log.info("%s %s = %.4g", model, key, value)
+    told = ", ".join(f"{key} {value:.1%}" for key, value in sorted(metrics.items()) if key.endswith("_top1"))
+    log.info("%s: %s", model, told)
     kept = len(data.test.names)
     return Summary(num_in=kept + sum(data.dropped.values()), num_kept=kept, dropped=data.dropped, metrics=metrics)
 

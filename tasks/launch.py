@@ -114,7 +114,7 @@ class Submission(Params):
     def outcomes(self) -> list[tuple[str, Any]]:
         """("success", value) or ("error", trace) of every rank that has left one."""
         pickles = [self.paths(task).result_pickle for task in range(self.num_tasks)]
-        return [pickle_load(path) for path in pickles if path.exists()]
+        return [_load(path) for path in pickles if path.exists()]
 
     def cancel(self) -> None:
         """End the job and all its processes."""
@@ -130,6 +130,13 @@ class Submission(Params):
         _, alive = psutil.wait_procs(family, timeout=5)
         for process in alive:
             _send(process, signal.SIGKILL)
+
+
+def _load(path: Path) -> tuple[str, Any]:
+    try:
+        return pickle_load(path)
+    except Exception as error:  # cut short, or of an earlier version of this code
+        return "error", f"{path} can't be read ({error})"
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

@@ -30,7 +30,8 @@ from dinov2.store import StoreParams
 from tasks.call import DISK_FULL, WORK, StageCall, StageJob, disk_full, hash_tree
 from tasks.gates import GateMissedError, check_gate
 from tasks.launch import JobFailedError, LaunchParams, run_job
-from tasks.tracking import Shipper, TrackingParams
+from tasks.tracked import Tracked
+from tasks.tracking import TrackingParams
 
 PARAMS_FILE = Path("params.yaml")
 FULL_BYTES = 1_000_000
@@ -112,7 +113,7 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
         call.work.mkdir(parents=True, exist_ok=True)
         tags = {"stage": stage, "instance": call.instance, "fingerprint": call.fingerprint, **_provenance()}
         values = {"params": params.model_dump(mode="json"), **names}
-        with Shipper(tracking, call.work, name=call.instance, values=values, tags=tags, warn=_show) as shipper:
+        with Tracked(call.work, name=call.instance, values=values, tags=tags, warn=_show) as tracked:
             try:
                 metrics = _finished(call)
                 if metrics is None:
@@ -120,9 +121,9 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
                 check_gate(PARAMS_FILE, stage, metrics, call.work / "out")
                 out = _publish(call)
             except (InputError, GateMissedError, JobFailedError):
-                shipper.finish("FAILED", {}, [])
+                tracked.finish("FAILED", {}, [])
                 raise
-            shipper.finish("FINISHED", metrics, sorted(out.glob("figures/*.png")) + sorted(out.glob("*.html")))
+            tracked.finish("FINISHED", metrics, sorted(out.glob("figures/*.png")) + sorted(out.glob("*.html")))
 
 
 def _show(line: str) -> None:

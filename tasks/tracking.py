@@ -1,27 +1,33 @@
 """MLflow: one parent run a pipeline run, one child a stage; curves, params, metrics and figures to compare runs by.
 
-The record of a run is `metrics.jsonl` in its work folder. A thread of the submitting process ships what is new there in
-batches, so that jobs need no tracking server, and one that is down or slow costs training nothing: the run goes on, a
-sentence says so, and what was not shipped is shipped when the stage is next run, or by `python -m tasks.tracking`.
+The record of a run is `metrics.jsonl` in its work folder, and `tracking.json` beside it says what else there is to
+ship. One background process a repository ships what is new, in batches, while stages run: the import and first use of
+MLflow cost five seconds, which no stage waits for, and jobs need no tracking server. One that is down or slow costs
+training nothing: a sentence says so, and what was not shipped is shipped by the next stage, or by hand.
+
+Run:   python -m tasks.tracking             ship all that is left, then end
 """
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 from pydantic import Field
 
 from dinov2.params import InputError, Params, load_section
 from dinov2.records import write_json
+from tasks.tracked import MARK, TROUBLE
 
-PARENT_RUN = "DINOV2_MLFLOW_PARENT_RUN_ID"
-BATCH_METRICS = 1000  # MLflow's limit of one request
+BATCH_METRICS = 1000  # MLflow's limits of one request
+BATCH_PARAMS = 100
 SCHEMES = ("sqlite", "http", "https", "file", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -34,8 +40,8 @@ class TrackingParams(Params):
     """MLflow experiment that holds the runs."""
     ship_every_s: Annotated[float, Field(gt=0)]
     """Seconds between two batches of curves."""
-    patience_s: Annotated[float, Field(gt=0)]
-    """How long the end of a stage waits for the server to take the rest."""
+    idle_s: Annotated[float, Field(gt=0)]
+    """The background process ends after this long without a stage."""
 
     def absolute_uri(self) -> str:
         """The URI with a relative SQLite path made absolute, since jobs may run elsewhere. Raises InputError."""
@@ -48,12 +54,12 @@ class TrackingParams(Params):
 
 
 def connect(params: TrackingParams) -> tuple[Any, str]:
-    """An MLflow client and the id of the experiment, made where it is missing. Slow (seconds): import and first use."""
+    """An MLflow client and the id of the experiment, made where it is missing. The first call takes five seconds."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the default of 7 blocks for four minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow.tracking import MlflowClient  # 2.5 s: imported by the shipping thread, beside the job
+    from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     client = MlflowClient(tracking_uri=params.absolute_uri())
@@ -82,99 +88,54 @@ def end_parent(
     client.set_terminated(run_id, status)
 
 
-class Shipper:
-    """Ships one stage's run to MLflow from a thread; nothing it meets is ever raised to the caller.
-
-    with Shipper(params, work, name="pretrain", values={...}, tags={...}, warn=print) as shipper:
-        ... the job runs, `work/metrics.jsonl` grows ...
-        shipper.finish("FINISHED", metrics, files)
-    """
-
-    def __init__(
-        self,
-        params: TrackingParams,
-        work: Path,
-        *,
-        name: str,
-        values: Mapping[str, object],
-        tags: Mapping[str, str],
-        warn: Callable[[str], None],
-    ) -> None:
-        self.params = params
-        self.work = work
-        self.name = name
-        self.values = values
-        self.tags = tags
-        self.warn = warn
-        self._ended = threading.Event()
-        self._end: tuple[str, Mapping[str, float], list[Path]] = ("KILLED", {}, [])
-        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
-
-    def __enter__(self) -> "Shipper":
-        self._thread.start()
-        return self
-
-    def finish(self, status: str, metrics: Mapping[str, float], files: list[Path]) -> None:
-        """What the run ends with; shipped when the body is left."""
-        self._end = (status, metrics, files)
-
-    def __exit__(self, *exception: object) -> None:
-        self._ended.set()
-        self._thread.join(self.params.patience_s)
-        if self._thread.is_alive():
-            self.warn(f"tracking server {self.params.uri} is slow; {self._later()}")
-
-    def _later(self) -> str:
-        return "the run goes on, and its curves are kept and shipped by `python -m tasks.tracking`"
-
-    def _run(self) -> None:
-        try:
-            run = ShippedRun(self.params, self.work, self.name, self.values, self.tags)
-            while not self._ended.wait(self.params.ship_every_s):
-                run.ship_curves()
-            run.ship_curves()
-            run.end(*self._end)
-        except Exception as error:  # MLflow raises of every kind; none of them may reach the stage
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            self._remember()
-            self.warn(f"tracking server {self.params.uri} can't be reached ({reason[:200]}); {self._later()}")
-
-    def _remember(self) -> None:
-        status, metrics, files = self._end
-        begin = {"name": self.name, "values": self.values, "tags": self.tags}
-        ending = {"status": status, "metrics": metrics, "files": [str(path) for path in files]}
-        write_json(self.work / "unshipped.json", {**begin, **ending})
-
-
 class ShippedRun:
     """One MLflow run of one stage; taken up again by its id in `work/mlflow.json`, so a preempted stage has one run."""
 
-    def __init__(
-        self, params: TrackingParams, work: Path, name: str, values: Mapping[str, object], tags: Mapping[str, str]
-    ) -> None:
+    def __init__(self, uri: str, client: Any, experiment: str, work: Path) -> None:
         self.work = work
+        self.client = client
+        self.experiment = experiment
         self.state_path = work / "mlflow.json"
-        self.client, experiment = connect(params)
-        self.state: dict[str, Any] = {"uri": params.uri, "experiment": experiment, "run_id": None, "shipped_bytes": 0}
+        self.state: dict[str, Any] = {"uri": uri, "run_id": None, "shipped_bytes": 0, "begun": 0, "ended": 0}
         if self.state_path.exists():
             remembered = json.loads(self.state_path.read_text())
-            if remembered["uri"] == params.uri:
+            if remembered["uri"] == uri:
                 self.state = remembered
-        parent = {"mlflow.parentRunId": os.environ[PARENT_RUN]} if os.environ.get(PARENT_RUN) else {}
+
+    def ship(self, mark: Mapping[str, Any]) -> bool:
+        """Ship what is new; returns whether the stage's start that `mark` tells of is shipped to its end."""
+        attempt = mark["attempt"]
+        if self.state["ended"] == attempt:
+            return True
+        if self.state["begun"] != attempt:
+            self._begin(mark)
+        self.ship_curves()
+        status = mark["status"]
+        if status == "RUNNING" and not is_alive(*mark["process"]):
+            status = "KILLED"
+        if status == "RUNNING":
+            return False
+        self.end(status, mark["metrics"], [Path(path) for path in mark["files"] if Path(path).exists()])
+        self.state["ended"] = attempt
+        self._save()
+        return True
+
+    def _begin(self, mark: Mapping[str, Any]) -> None:
         if self.state["run_id"] is None:
-            run = self.client.create_run(experiment, run_name=name, tags={**tags, **parent})
+            run = self.client.create_run(self.experiment, run_name=mark["name"], tags=mark["tags"])
             self.state["run_id"] = run.info.run_id
             self._save()
             from mlflow.entities import Param
 
-            flat = [Param(key, str(value)[:6000]) for key, value in flatten(values)]
-            self.client.log_batch(run.info.run_id, params=flat[:100])
-            for start in range(100, len(flat), 100):
-                self.client.log_batch(run.info.run_id, params=flat[start : start + 100])
+            flat = [Param(key, str(value)[:6000]) for key, value in flatten(mark["values"])]
+            for start in range(0, len(flat), BATCH_PARAMS):
+                self.client.log_batch(run.info.run_id, params=flat[start : start + BATCH_PARAMS])
         else:
-            for key, value in {**tags, **parent}.items():
+            for key, value in mark["tags"].items():
                 self.client.set_tag(self.state["run_id"], key, value)
             self.client.update_run(self.state["run_id"], status="RUNNING")
+        self.state["begun"] = mark["attempt"]
+        self._save()
 
     def _save(self) -> None:
         write_json(self.state_path, self.state)
@@ -222,27 +183,69 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield prefix + key, value
 
 
-def replay(params: TrackingParams, root: Path) -> int:
-    """Ship every run below `root` that a server did not take when it ran; returns their number."""
-    marks = sorted(root.glob("*/*/unshipped.json"))
-    for mark in marks:
-        pending = json.loads(mark.read_text())
-        run = ShippedRun(params, mark.parent, pending["name"], pending["values"], pending["tags"])
-        run.ship_curves()
-        run.end(pending["status"], pending["metrics"], [Path(path) for path in pending["files"] if Path(path).exists()])
-        mark.unlink()
-    return len(marks)
+def is_alive(pid: int, started: float) -> bool:
+    """Whether the process with that number and start time still runs."""
+    try:
+        return psutil.Process(pid).create_time() == started
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ship_all(params: TrackingParams, root: Path) -> tuple[int, int]:
+    """Ship what is new of every stage below `root`; returns how many are shipped to their end, and how many are not."""
+    client, experiment = connect(params)
+    ended = running = 0
+    for path in sorted(root.glob(f"*/*/{MARK}")):
+        if ShippedRun(params.uri, client, experiment, path.parent).ship(json.loads(path.read_text())):
+            ended += 1
+        else:
+            running += 1
+    return ended, running
+
+
+def _locked(handle: int) -> bool:
+    """Whether the lock could be taken; tries for a while, since the process that has it may be about to end."""
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def follow(params: TrackingParams, root: Path) -> None:
+    """Ship until no stage has been running for `idle_s`; ends at once where another process does this already."""
+    with (root / "tracking.lock").open("a") as lock:
+        if not _locked(lock.fileno()):
+            return
+        last_running = time.monotonic()
+        while time.monotonic() - last_running < params.idle_s:
+            try:
+                _, running = ship_all(params, root)
+            except Exception as error:  # MLflow raises of every kind; what is left is tried again
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                later = "the run goes on; its curves are kept and shipped by `python -m tasks.tracking`"
+                (root / TROUBLE).write_text(f"tracking server {params.uri} can't be reached ({reason}); {later}\n")
+                marks = [json.loads(path.read_text()) for path in root.glob(f"*/*/{MARK}")]
+                running = sum(mark["status"] == "RUNNING" and is_alive(*mark["process"]) for mark in marks)
+            if running:
+                last_running = time.monotonic()
+            time.sleep(params.ship_every_s)
 
 
 def main() -> int:
-    """Ship what is left: `python -m tasks.tracking`."""
+    """The command line."""
+    root = Path("work")
     try:
         params = load_section(Path("params.yaml"), "tracking", TrackingParams)
-        shipped = replay(params, Path("work"))
+        if sys.argv[1:] == ["--follow"]:
+            follow(params, root)
+            return 0
+        ended, running = ship_all(params, root)
     except InputError as error:
         sys.stderr.write(f"tracking: {error}\n")
         return 2
-    sys.stdout.write(f"shipped {shipped} runs to {params.uri}\n")
+    sys.stdout.write(f"{params.uri} has all of {ended} runs and what there is so far of {running}\n")
     return 0
 
 

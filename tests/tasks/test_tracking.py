@@ -1,70 +1,86 @@
 """Shipping runs to MLflow: a real SQLite store, a server that is not there, and what is shipped later."""
 
+import fcntl
 import json
-import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from dinov2.params import InputError
-from tasks.tracking import PARENT_RUN, Shipper, TrackingParams, connect, end_parent, flatten, replay, start_parent
+from dinov2.records import write_json
+from tasks.tracked import MARK, TROUBLE
+from tasks.tracking import TrackingParams, connect, end_parent, flatten, follow, ship_all, start_parent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:sqlalchemy", "ignore::DeprecationWarning:mlflow")
 
 
 def params(uri: str) -> TrackingParams:
-    return TrackingParams(uri=uri, experiment="tests", ship_every_s=0.05, patience_s=60.0)
+    return TrackingParams(uri=uri, experiment="tests", ship_every_s=0.05, idle_s=1.0)
 
 
-def ship(given: TrackingParams, work: Path, warnings: list[str]) -> None:
-    (work / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(3)))
+def mark(work: Path, attempt: int, status: str, process: list[float], tags: dict[str, str]) -> None:
+    work.mkdir(parents=True, exist_ok=True)
     values = {"model": {"dim": 8}, "seed": 1}
-    tags = {"stage": "pretrain"}
-    with Shipper(given, work, name="pretrain", values=values, tags=tags, warn=warnings.append) as shipper:
-        shipper.finish("FINISHED", {"final": 0.5}, [])
+    about = {"attempt": attempt, "name": "pretrain", "values": values, "tags": {"stage": "pretrain", **tags}}
+    write_json(work / MARK, {**about, "process": process, "status": status, "metrics": {"final": 0.5}, "files": []})
 
 
-def rows(number: int) -> list[dict[str, float]]:
-    return [{"step": step, "time": 1000.0 + step, "total": 10.0 - step} for step in range(number)]
+def add_rows(work: Path, steps: range) -> None:
+    with (work / "metrics.jsonl").open("a") as stream:
+        stream.writelines(json.dumps({"step": n, "time": 1000.0 + n, "total": 10.0 - n}) + "\n" for n in steps)
 
 
-def test_a_stage_is_a_child_run_that_is_taken_up_again_and_what_was_down_is_shipped_later(
+def test_a_stage_is_a_child_run_that_is_taken_up_again_without_a_point_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = params(f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
+    given = params(f"sqlite:///{tmp_path}/mlflow.db")
     parent = start_parent(given, "pipeline", {})
-    monkeypatch.setenv(PARENT_RUN, parent)
-    warnings: list[str] = []
-    work = tmp_path / "work/pretrain/0123"
-    work.mkdir(parents=True)
-
-    ship(params("http://127.0.0.1:9"), work, warnings)
-    assert len(warnings) == 1
-    assert "can't be reached" in warnings[0]
-    assert replay(given, tmp_path / "work") == 1
+    work, me, gone = tmp_path / "work/pretrain/0123", psutil.Process(), [1, 0.0]
+    mark(work, 1, "RUNNING", [me.pid, me.create_time()], {"mlflow.parentRunId": parent})
+    add_rows(work, range(2))
+    assert ship_all(given, tmp_path / "work") == (0, 1)
+    assert ship_all(given, tmp_path / "work") == (0, 1)
+    mark(work, 1, "RUNNING", gone, {})  # killed: nobody wrote an end
+    assert ship_all(given, tmp_path / "work") == (1, 0)
     client, experiment = connect(given)
-    ship(given, work, warnings)  # a second start of the same work: the same run, and no point twice
-    end_parent(given, parent, "FINISHED", {"knn": 0.7}, [])
+    assert child_of(client, experiment).info.status == "KILLED"
 
-    assert len(warnings) == 1
-    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
-    assert set(runs) == {"pipeline", "pretrain"}
-    child = runs["pretrain"]
+    mark(work, 2, "FINISHED", gone, {"host": "b"})
+    add_rows(work, range(2, 3))
+    assert ship_all(given, tmp_path / "work") == (1, 0)
+    end_parent(given, parent, "FINISHED", {"knn": 0.7}, [])
+    child = child_of(client, experiment)
+    assert child.info.status == "FINISHED"
     assert child.data.tags["mlflow.parentRunId"] == parent
     assert child.data.params == {"model.dim": "8", "seed": "1"}
-    assert child.info.status == "FINISHED"
+    assert child.data.metrics["final"] == 0.5
     history = client.get_metric_history(child.info.run_id, "total")
     assert [(point.step, point.value) for point in history] == [(0, 10.0), (1, 9.0), (2, 8.0)]
 
 
-def test_a_server_that_hangs_does_not_hold_the_stage_longer_than_its_patience(tmp_path: Path) -> None:
-    slow = params("http://127.0.0.1:9").model_copy(update={"patience_s": 0.0})
-    warnings: list[str] = []
-    started = time.monotonic()
-    ship(slow, tmp_path, warnings)
-    assert time.monotonic() - started < 2
-    assert any("is slow" in line or "can't be reached" in line for line in warnings)
+def child_of(client: Any, experiment: str) -> Any:
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"pipeline", "pretrain"}
+    return runs["pretrain"]
+
+
+def test_a_server_that_is_down_is_told_and_the_mark_stays_to_be_shipped(tmp_path: Path) -> None:
+    work = tmp_path / "pretrain/0123"
+    mark(work, 1, "FINISHED", [1, 0.0], {})
+    follow(params("http://127.0.0.1:9"), tmp_path)
+    assert "tracking server http://127.0.0.1:9 can't be reached" in (tmp_path / TROUBLE).read_text()
+    assert (work / MARK).exists()
+    assert not (work / "mlflow.json").exists()
+
+
+def test_a_second_background_process_ends_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "tracking.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        follow(params("http://127.0.0.1:9"), tmp_path)
+    assert not (tmp_path / TROUBLE).exists()
 
 
 @pytest.mark.parametrize("uri", ["mlflow.db", "sqlight:///x.db", "ftp://host/x"])
