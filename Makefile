@@ -49,6 +49,7 @@ demo: ready
 	$(BIN)/python -m demo build $(if $(IMAGES),--images '$(IMAGES)')
 	$(BIN)/python -m flows.serve demo
 	$(BIN)/python -m demo check
+	@echo; cat data/report/summary.txt; echo; echo "the report: $(CURDIR)/data/report/report.html"
 
 ##  make test          linters, types, import contracts and tests
 test: lint
