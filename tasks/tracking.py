@@ -67,7 +67,8 @@ def connect(params: TrackingParams) -> tuple[Any, str]:
     if experiment is not None:
         return client, experiment.experiment_id
     artifacts = Path("mlartifacts").absolute().as_uri() if params.uri.startswith("sqlite") else None
-    return client, client.create_experiment(params.experiment, artifact_location=artifacts)
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # the page shows runs and curves, not chats
+    return client, client.create_experiment(params.experiment, artifact_location=artifacts, tags=kind)
 
 
 def start_parent(params: TrackingParams, name: str, tags: Mapping[str, str]) -> str:
@@ -96,7 +97,7 @@ class ShippedRun:
         self.client = client
         self.experiment = experiment
         self.state_path = work / "mlflow.json"
-        self.state: dict[str, Any] = {"uri": uri, "run_id": None, "shipped_bytes": 0, "begun": 0, "ended": 0}
+        self.state: dict[str, Any] = {"uri": uri, "run_id": None, "shipped_bytes": 0, "step": 0, "begun": 0, "ended": 0}
         if self.state_path.exists():
             remembered = json.loads(self.state_path.read_text())
             if remembered["uri"] == uri:
@@ -151,15 +152,17 @@ class ShippedRun:
             stream.seek(self.state["shipped_bytes"])
             data = stream.read()
         whole = data[: data.rfind(b"\n") + 1]
+        rows = [json.loads(line) for line in whole.splitlines()]
         points = [
             Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
-            for row in map(json.loads, whole.splitlines())
+            for row in rows
             for key, value in row.items()
             if key not in ("time", "step") and isinstance(value, int | float)
         ]
         for start in range(0, len(points), BATCH_METRICS):
             self.client.log_batch(self.state["run_id"], metrics=points[start : start + BATCH_METRICS])
         self.state["shipped_bytes"] += len(whole)
+        self.state["step"] = max([self.state["step"], *(int(row["step"]) for row in rows)])
         self._save()
 
     def end(self, status: str, metrics: Mapping[str, float], files: list[Path]) -> None:
@@ -168,7 +171,8 @@ class ShippedRun:
 
         now_ms = int(time.time() * 1000)
         run_id = self.state["run_id"]
-        self.client.log_batch(run_id, metrics=[Metric(key, float(value), now_ms, 0) for key, value in metrics.items()])
+        last = [Metric(key, float(value), now_ms, self.state["step"]) for key, value in metrics.items()]
+        self.client.log_batch(run_id, metrics=last)
         for path in files:
             self.client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
         self.client.set_terminated(run_id, status)
