@@ -28,6 +28,7 @@ from flows.full_pipeline import STAGES
 from tasks.stage import StageCall, hash_tree, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
+TINY: dict[str, Any] = read_yaml(Path(__file__).with_name("tiny.yaml"))
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ class TinyPipeline:
         self.outputs: dict[str, Path] = {}
         self.summaries: dict[str, Summary] = {}
         draw_inputs(root / "inputs")
-        params = tiny_params(read_yaml(ROOT / "params.yaml"))
+        params = TINY
         given = {name: root / "inputs" / name for name in ("crawl", "seeds", "evaluation")}
         for stage in STAGES:
             for instance, names, paths in self._calls(stage, given):
@@ -64,8 +65,7 @@ class TinyPipeline:
             known["crawl"] = self.outputs["crawl"]
         if stage != "evaluate":
             return [(stage, {}, known)]
-        models: Any = read_yaml(ROOT / "params.yaml")["models"]
-        folders = {model: self.root / "data" / path for model, path in models.items()}
+        folders = {model: self.root / "data" / path for model, path in TINY["models"].items()}
         return [(f"evaluate/{model}", {"model": model}, {**known, "backbone": path}) for model, path in folders.items()]
 
     def _run(self, stage: str, instance: str, values: object, names: dict[str, str], known: dict[str, Path]) -> None:
@@ -107,30 +107,3 @@ def draw_inputs(folder: Path) -> None:
             draw(folder / "seeds" / label / f"{number}.png")
         for number in range(2):
             draw(folder / "evaluation" / label / f"{number}.png")
-
-
-def tiny_params(values: dict[str, Any]) -> dict[str, Any]:
-    """The shipped params, with networks and schedules made small enough for a test."""
-    model = {"patch_size": 8, "dim": 24, "depth": 2, "heads": 2, "image_size_px": 32}
-    head = {"num_prototypes": 32, "hidden_dim": 32, "bottleneck_dim": 16, "num_layers": 2}
-    crops = {"global_size_px": 32, "local_size_px": 16, "num_local": 2}
-    short = {"batch_size": 8, "group_size": 8, "num_steps": 3, "log_every_steps": 1, "monitor_every_steps": 3}
-    for stage in ("bootstrap", "pretrain", "highres", "distill"):
-        section = values[stage]
-        section.update(short, monitor_images=8, checkpoint_every_steps=2)
-        section["crops"].update(crops)
-        section["schedule"].update(warmup_steps=1, freeze_last_layer_steps=0)
-        for owner in (section, *section.get("students", {}).values()):
-            if "model" in owner:
-                owner["model"].update(model)
-                owner["dino_head"].update(head)
-                owner["ibot_head"].update(head)
-    values["highres"]["crops"].update(global_size_px=48)
-    values["filter"].update(min_side_px=32)
-    values["retrieve"]["clusters"].update(num_clusters=4)
-    values["retrieve"]["choose"].update(sample_based_from=4, num_neighbors=2, min_cosine=-1.0)
-    values["embed"]["copy_descriptor"].update(dims=16)
-    values["evaluate"].update(num_resamples=20)
-    values["evaluate"]["linear"].update(num_steps=10)
-    values["evaluate"]["pca"].update(num_images=2, tile_px=48)
-    return values
