@@ -1,8 +1,7 @@
 """Shards: plain WebDataset tars of images, read in order or at random.
 
 A shard holds `<id>.<ext>` and `<id>.json` for every image, in the order they were added, with no owner and no time, so
-that the same images give the same bytes. Its index (`<shard>.index.json` inside the tar's last member) is not needed by
-readers that have a manifest: a manifest row gives shard, offset and length.
+that the same images give the same bytes. The manifest is its index: a row gives shard, offset and length.
 """
 
 import hashlib
@@ -10,6 +9,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -85,12 +85,14 @@ class ShardReader:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._files: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def read(self, row: Mapping[str, Any]) -> bytes:
         """Bytes of the image of a manifest row. Raises InputError if the blob is absent, OSError if it is cut short."""
         shard = row["shard"]
-        if shard not in self._files:
-            self._files[shard] = os.open(self._store.local(shard), os.O_RDONLY)
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = os.open(self._store.local(shard), os.O_RDONLY)
         data = os.pread(self._files[shard], row["length"], row["offset"])
         if len(data) != row["length"]:
             raise OSError(f"shard {shard} is cut short: {len(data)} of {row['length']} bytes at {row['offset']}")

@@ -23,6 +23,7 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 SKIPPED = re.compile(r"didn't change, skipping|is cached - skipping run")
+CHATTER = re.compile(r"To track the changes|git add dvc.lock|To enable auto staging|core.autostage|Use `dvc push`")
 BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
 BUSY_WAIT_S = 2.0
 BUSY_PATIENCE_S = 600.0
@@ -111,8 +112,9 @@ def _run(command: list[str], show: Callable[[str], None]) -> tuple[int, list[str
             if code is not None:
                 reader.join(timeout=1)
             for line in lines[shown:]:
-                show(line)
                 shown += 1
+                if not CHATTER.search(line):
+                    show(line)
             if code is not None:
                 return code, lines
             time.sleep(0.05)

@@ -11,8 +11,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from dinov2.params import InputError
-
 BLOCK_ROWS = 16384
 SAMPLE_PER_CLUSTER = 32  # vectors a cluster among which k-means++ chooses
 
@@ -33,11 +31,10 @@ def spherical_kmeans(
 ) -> Clusters:
     """k-means by cosine of unit-length float32 vectors; appendix A.4 of the paper clusters the pool with it.
 
-    A cluster that loses all its vectors takes the one that is farthest from its own centroid. Raises InputError if
-    there are fewer vectors than clusters.
+    A cluster that loses all its vectors takes the one that is farthest from its own centroid. Fewer vectors than
+    `num_clusters` are a cluster each.
     """
-    if len(vectors) < num_clusters:
-        raise InputError(f"num_clusters is {num_clusters}, more than the {len(vectors)} images to cluster; lower it")
+    num_clusters = min(num_clusters, len(vectors))
     centroids = _first_centroids(vectors, num_clusters, np.random.Generator(np.random.PCG64(seed)))
     assignment, cosine = assign(vectors, centroids)
     objective = [float(cosine.mean(dtype=np.float64))]

@@ -48,7 +48,7 @@ class ClusterParams(Params):
     seed: Annotated[int, Field(ge=0)]
     """Of its first centroids."""
     num_clusters: Annotated[int, Field(gt=0)]
-    """At most the number of images in the pool."""
+    """Clusters of the pool; a pool of fewer images has one an image."""
     num_iterations: Annotated[int, Field(gt=0)]
     """Updates of the centroids."""
 

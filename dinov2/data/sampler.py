@@ -74,7 +74,7 @@ class FolderSource:
     def __init__(self, path: Path) -> None:
         """Raises InputError if there is no image below `path`."""
         self.path = path
-        files = (item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
+        files = (item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES and item.is_file())
         self.files = sorted(item.relative_to(path).as_posix() for item in files)
         if not self.files:
             kinds = ", ".join(sorted(SUFFIXES))

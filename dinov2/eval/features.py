@@ -43,18 +43,20 @@ class FrozenFeatures(NamedTuple):
 
 
 def readable_images(source: FolderSource) -> ImageSet:
-    """The images of `source` that have a label and decode; the others are counted and named in the log."""
+    """The images of `source` that have a label and decode; those that don't decode are counted and named in the log."""
     indices, labels, names, bad = [], [], [], 0
     for index in range(len(source)):
         label = source.label(index)
+        if label is None:
+            continue  # loose in the folder: says nothing about any class
         try:
             decode_rgb(source.read(index))
-        except DecodeError as error:
+        except (DecodeError, OSError) as error:
             log.warning("%s does not decode (%s) and is left out", source.id(index), error)
             bad += 1
             continue
         indices.append(index)
-        labels.append(label if label is not None else "")
+        labels.append(label)
         names.append(source.id(index))
     return ImageSet(source, indices, labels, names, bad)
 

@@ -96,7 +96,7 @@ def _train(
     bias = torch.zeros(len(learning_rates), num_classes, requires_grad=True)
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     batch_size = min(params.batch_size, num)
-    rates = torch.tensor(learning_rates)[:, None] * params.batch_size / 256
+    rates = torch.tensor(learning_rates)[:, None] * batch_size / 256
     order = torch.empty(0, dtype=torch.long)
     for step in range(params.num_steps):
         if len(order) < batch_size:

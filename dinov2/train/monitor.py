@@ -11,6 +11,7 @@ from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.sampler import Source, permute
 from dinov2.data.view import center_crop, normalise
 from dinov2.metrics import accuracy, effective_rank, knn_classify
+from dinov2.params import InputError
 from dinov2.search import top_k
 from dinov2.train.objective import backbone_of
 
@@ -80,4 +81,6 @@ def _sample(
         labels.append(source.label(index))
         if len(images) == num_images:
             break
+    if not images:
+        raise InputError(f"none of the {len(source)} training images can be read; mend them")
     return normalise(torch.stack([torch.as_tensor(image) for image in images])), labels
