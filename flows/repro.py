@@ -101,7 +101,8 @@ def _run(command: list[str], show: Callable[[str], None]) -> tuple[int, list[str
 
     def collect() -> None:
         assert process.stdout is not None
-        lines.extend(line.rstrip() for line in process.stdout if line.strip())
+        with process.stdout as stream:
+            lines.extend(line.rstrip() for line in stream if line.strip())
 
     reader = threading.Thread(target=collect, daemon=True)  # a job that outlives dvc would hold the pipe open
     reader.start()
