@@ -7,6 +7,7 @@ BIN := .venv/bin
 RECORDED := $(shell cat .venv/extras 2>/dev/null)
 EXTRAS ?= $(or $(RECORDED),cpu$(comma)demo$(comma)dev)
 IMAGES ?=
+export IMAGES
 PRESET ?=
 
 # The interpreter that the tested set was made with first; others from 3.11 on do as well.
@@ -30,8 +31,8 @@ venv: .venv/extras
 
 .venv/extras: pyproject.toml constraints.txt $(if $(filter-out $(RECORDED),$(EXTRAS)),FORCE)
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 with venv found; install one (Debian: python3-venv) or give PYTHON=" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@case '$(RECORDED)/$(EXTRAS)' in *cpu*/*gpu* | *gpu*/*cpu*) \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@case '$(RECORDED)/$(EXTRAS)' in *cpu*/*gpu* | *gpu*/*cpu* | */*cpu*gpu* | */*gpu*cpu*) \
 		echo ".venv holds '$(RECORDED)'; cpu and gpu exclude each other: remove .venv, then make again" >&2; exit 2;; esac
 	@echo "installing the tested set of packages into .venv (minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
@@ -46,7 +47,7 @@ ready: venv
 
 ##  make demo          the whole pipeline on photographs that pip packages carry (IMAGES=DIR: on yours)
 demo: ready
-	$(BIN)/python -m demo build $(if $(IMAGES),--images '$(IMAGES)')
+	$(BIN)/python -m demo build $(if $(IMAGES),--images "$$IMAGES")
 	$(BIN)/python -m flows.serve demo
 	$(BIN)/python -m demo check
 	@echo; cat data/report/summary.txt; echo; echo "the report: $(CURDIR)/data/report/report.html"
@@ -80,4 +81,5 @@ use:
 
 ##  make clean         removes everything that runs made: data, work, inputs, store, tracking, DVC's cache
 clean:
-	rm -rf data work inputs store mlruns mlartifacts mlflow.db mlflow.db-shm mlflow.db-wal .prefect .dvc/cache .dvc/tmp
+	@test ! -x $(BIN)/python || $(BIN)/python -m flows.serve down
+	rm -rf data work inputs store mlruns mlartifacts mlflow.db mlflow.db-shm mlflow.db-wal .dvc/cache .dvc/tmp

@@ -21,6 +21,7 @@ def complete(arguments: list[str]) -> None:
     """Replace `X` by `X/X` in `prefect deployment run X`, in place."""
     if Path(arguments[0]).name != "prefect" or arguments[1:3] != ["deployment", "run"] or len(arguments) < 4:
         return
-    name = arguments[3]
+    place = 4 if arguments[3] == "--watch" and len(arguments) > 4 else 3
+    name = arguments[place]
     if "/" not in name and not name.startswith("-"):
-        arguments[3] = f"{name}/{name}"
+        arguments[place] = f"{name}/{name}"

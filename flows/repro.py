@@ -25,8 +25,7 @@ from prefect.tasks import Task
 SKIPPED = re.compile(r"didn't change, skipping|is cached - skipping run")
 CHATTER = re.compile(r"To track the changes|git add dvc.lock|To enable auto staging|core.autostage|Use `dvc push`")
 BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
-BUSY_WAIT_S = 2.0
-BUSY_PATIENCE_S = 600.0
+BUSY_WAIT_S = 10.0
 CANCEL_PATIENCE_S = 15.0
 
 
@@ -57,10 +56,9 @@ def repro(stage: str, *, force: bool = False) -> State[Any]:
         mark.unlink()
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
     started = time.monotonic()
-    deadline = started + BUSY_PATIENCE_S
     while True:
         code, lines = _run(command, log.info)
-        if code == 0 or not any(BUSY.search(line) for line in lines) or time.monotonic() > deadline:
+        if code == 0 or not any(BUSY.search(line) for line in lines):
             break
         log.warning("%s is still held by a process of an earlier run; waiting for it", stage)
         time.sleep(BUSY_WAIT_S)
@@ -76,6 +74,8 @@ def repro(stage: str, *, force: bool = False) -> State[Any]:
 
 def _failure(stage: str, lines: list[str]) -> Exception:
     marks = sorted(Path("work").glob(f"{stage}*/failure.json"))
+    if not marks and not any(line.startswith("> ") for line in lines):  # dvc refused before the stage began
+        return StageMistakeError(f"{stage}: {lines[-1] if lines else 'dvc said nothing'}")
     if not marks:
         return StageCrashError(f"{stage}: {lines[-1] if lines else 'dvc said nothing'}")
     failure = json.loads(marks[0].read_text())
@@ -125,11 +125,14 @@ def _run(command: list[str], show: Callable[[str], None]) -> tuple[int, list[str
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """End the whole session; the stage in it, which dvc does not wait for, needs some seconds to cancel its job."""
+    for number, patience_s in ((signal.SIGTERM, CANCEL_PATIENCE_S), (signal.SIGKILL, 1.0)):
+        deadline = time.monotonic() + patience_s
         try:
             os.killpg(process.pid, number)
-            process.wait(CANCEL_PATIENCE_S)
-        except ProcessLookupError:
+            while time.monotonic() < deadline:
+                process.poll()  # a child that ended stays in the session until it is asked for
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:  # nobody is left
             return
-        except subprocess.TimeoutExpired:
-            continue

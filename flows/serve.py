@@ -110,12 +110,16 @@ def down() -> None:
 async def _end_zombies() -> None:
     """Flow runs of ours that a killed process left as running are marked as crashed."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter
     from prefect.states import Crashed
+
+    from flows.full_pipeline import STAGES
 
     stale = {"state": {"type": {"any_": ["RUNNING", "CANCELLING", "PENDING"]}}, "deployment_id": {"is_null_": False}}
     async with get_client() as client:
-        for run in await client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(stale)):
+        names = FlowFilter(name=FlowFilterName(any_=["full-pipeline", *STAGES]))
+        runs = await client.read_flow_runs(flow_filter=names, flow_run_filter=FlowRunFilter.model_validate(stale))
+        for run in runs:
             crashed = Crashed(message="the process that ran it is gone; run it again and it goes on where it was")
             await client.set_flow_run_state(run.id, crashed, force=True)
 

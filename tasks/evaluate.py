@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dinov2.hub import BackboneCard
     from dinov2.models.vit import VisionTransformer
 
-VERSION = 1
+VERSION = 2
 BASELINES = "baselines"
 RANDOM = "random"
 log = logging.getLogger(__name__)

@@ -188,6 +188,14 @@ def run_job(
             signal.signal(number, handler)
 
 
+def cancel_remembered(folder: Path, show: Callable[[str], None]) -> None:
+    """Cancel the job that `folder` remembers, if it still lives: its params or inputs are not the current ones."""
+    submission = _remembered(folder / "job.json")
+    if submission is not None and submission.is_alive():
+        show(f"cancelling job {submission.job_id}, which still works with other params or inputs")
+        submission.cancel()
+
+
 def _remembered(path: Path) -> Submission | None:
     if not path.exists():
         return None

@@ -11,7 +11,6 @@ Exit codes: 0 done; 2 a person's mistake, told in one sentence; 3 a gate was mis
 import argparse
 import errno
 import fcntl
-import getpass
 import inspect
 import json
 import os
@@ -29,7 +28,7 @@ from dinov2.records import Summary, write_json
 from dinov2.store import StoreParams
 from tasks.call import DISK_FULL, WORK, StageCall, StageJob, disk_full, hash_tree
 from tasks.gates import GateMissedError, check_gate
-from tasks.launch import JobFailedError, LaunchParams, run_job
+from tasks.launch import JobFailedError, LaunchParams, cancel_remembered, run_job
 from tasks.tracked import Tracked
 from tasks.tracking import TrackingParams
 
@@ -110,6 +109,9 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
     hashes = {name: hash_tree(Path(path)) for name, path in sorted(paths.items())}
     call = StageCall(stage, paths, names, options["out"], params, version, hashes)
     with _only_one(WORK / call.instance):
+        for other in sorted((WORK / call.instance).glob("*/job")):
+            if other.parent != call.work:
+                cancel_remembered(other, _show)
         call.work.mkdir(parents=True, exist_ok=True)
         tags = {"stage": stage, "instance": call.instance, "fingerprint": call.fingerprint, **_provenance()}
         values = {"params": params.model_dump(mode="json"), **names}
@@ -142,7 +144,7 @@ def _only_one(folder: Path) -> Iterator[None]:
             holder = lock.read().strip() or "another process"
             raise InputError(f"{folder.name} is already being run by {holder}; wait for it or stop it") from error
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} of {getpass.getuser()} on {socket.gethostname()}")
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
 

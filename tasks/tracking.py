@@ -223,9 +223,10 @@ def follow(params: TrackingParams, root: Path) -> None:
         if not _locked(lock.fileno()):
             return
         last_running = time.monotonic()
-        while time.monotonic() - last_running < params.idle_s:
+        while True:
             try:
                 _, running = ship_all(params, root)
+                (root / TROUBLE).unlink(missing_ok=True)
             except Exception as error:  # MLflow raises of every kind; what is left is tried again
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 later = "the run goes on; its curves are kept and shipped by `python -m tasks.tracking`"
@@ -234,6 +235,8 @@ def follow(params: TrackingParams, root: Path) -> None:
                 running = sum(mark["status"] == "RUNNING" and is_alive(*mark["process"]) for mark in marks)
             if running:
                 last_running = time.monotonic()
+            elif time.monotonic() - last_running >= params.idle_s or os.fstat(lock.fileno()).st_nlink == 0:
+                return  # right after a look, so that a stage that has just begun is not missed; or `make clean` came by
             time.sleep(params.ship_every_s)
 
 

@@ -11,6 +11,7 @@ from flows.plugin import complete
         (["/x/bin/prefect", "deployment", "run", "full-pipeline"], "full-pipeline/full-pipeline"),
         (["prefect", "deployment", "run", "dedup", "--watch"], "dedup/dedup"),
         (["prefect", "deployment", "run", "a/b"], "a/b"),
+        (["prefect", "deployment", "run", "--watch", "dedup"], "--watch"),
         (["prefect", "deployment", "run", "--help"], "--help"),
         (["prefect", "deployment", "inspect", "dedup"], "dedup"),
         (["other", "deployment", "run", "dedup"], "dedup"),
@@ -19,6 +20,12 @@ from flows.plugin import complete
 def test_a_name_without_slash_is_completed_only_where_a_deployment_is_run(given: list[str], wanted: str) -> None:
     complete(given)
     assert given[3] == wanted
+
+
+def test_a_name_after_watch_is_completed_too() -> None:
+    command = ["prefect", "deployment", "run", "--watch", "dedup"]
+    complete(command)
+    assert command[-1] == "dedup/dedup"
 
 
 def test_other_commands_are_left_alone() -> None:

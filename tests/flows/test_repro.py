@@ -35,8 +35,9 @@ def test_a_failure_without_a_word_of_the_stage_is_a_crash_with_dvcs_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    failure = _failure("dedup", ["first", "ERROR: failed to reproduce"])
+    failure = _failure("dedup", ["> python -m tasks.dedup", "ERROR: failed to reproduce"])
     assert isinstance(failure, StageCrashError)
+    assert isinstance(_failure("dedup", ["ERROR: dvc.yaml is wrong"]), StageMistakeError)
     assert "ERROR: failed to reproduce" in str(failure)
 
 
@@ -48,6 +49,24 @@ def test_lines_are_passed_on_and_a_child_that_holds_the_pipe_does_not_hold_the_t
     assert time.monotonic() - started < 8
     assert code == 3
     assert shown == lines == ["one", "two"]
+
+
+def test_ending_a_command_leaves_its_children_time_to_end_well(tmp_path: Path) -> None:
+    child = (
+        "import signal, sys, time, pathlib\n"
+        "def stop(*_):\n    time.sleep(1); pathlib.Path(sys.argv[1]).write_text('cancelled'); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop); print('up', flush=True); time.sleep(60)"
+    )
+    start = f"subprocess.Popen([sys.executable, '-c', {child!r}, sys.argv[1]])"
+    parent = f"import subprocess, sys, time; {start}; time.sleep(60)"
+    note = tmp_path / "note"
+    command = [sys.executable, "-c", parent, str(note)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    _end(process)
+    process.stdout.close()
+    assert note.read_text() == "cancelled"
 
 
 def test_ending_a_command_ends_all_of_its_session() -> None:

@@ -146,6 +146,22 @@ def test_an_output_that_was_published_and_lost_is_made_again(folder: Path) -> No
     assert table.read_bytes() == before
 
 
+def test_a_living_job_of_other_params_is_cancelled(folder: Path) -> None:
+    first = subprocess.Popen(COMMAND, cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
+    while not (jobs := list(folder.glob("work/crawl/*/job/job.json"))):
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    controller = psutil.Process(int(json.loads(jobs[0].read_text())["job_id"]))
+    controller.suspend()  # so that it surely still lives
+    edit(folder, "max_page_mb: 10.0", "max_page_mb: 9.0")
+    done = crawl(folder)
+    assert done.returncode == 0, done.stderr
+    assert "which still works with other params" in done.stdout
+    assert not controller.is_running() or controller.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_killed_job_is_told_and_a_second_start_submits_anew(folder: Path) -> None:
     first = subprocess.Popen(
         COMMAND, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
