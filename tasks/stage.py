@@ -99,6 +99,8 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
     launch = load_section(PARAMS_FILE, "launch", LaunchParams)
     tracking = load_section(PARAMS_FILE, "tracking", TrackingParams)
     tracking.absolute_uri()
+    if (trouble := tracking.trouble()) is not None:
+        _show(trouble)
     kinds = _kinds(run)
     paths = {name: value for name, value in options.items() if kinds[name] is Path and name != "out"}
     names = {name: value for name, value in options.items() if kinds[name] is str}

@@ -13,11 +13,13 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import psutil
 from pydantic import Field
@@ -26,6 +28,7 @@ from dinov2.params import InputError, Params, load_section
 from dinov2.records import write_json
 from tasks.tracked import MARK, TROUBLE
 
+LATER = "the run goes on; its curves are kept and shipped by `python -m tasks.tracking`"
 BATCH_METRICS = 1000  # MLflow's limits of one request
 BATCH_PARAMS = 100
 SCHEMES = ("sqlite", "http", "https", "file", "postgresql", "mysql", "mssql", "databricks")
@@ -51,6 +54,19 @@ class TrackingParams(Params):
         if scheme == "sqlite" and not rest.startswith("//"):
             return f"sqlite:////{Path(rest[1:]).absolute().as_posix().lstrip('/')}"
         return self.uri
+
+
+    def trouble(self) -> str | None:
+        """The sentence for a server that can be seen at once not to answer; None for one that may, and for files."""
+        address = urlsplit(self.uri)
+        if address.scheme not in ("http", "https") or address.hostname is None:
+            return None
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname, port), timeout=1).close()
+        except OSError as error:
+            return f"tracking server {self.uri} can't be reached ({error.strerror or error}); {LATER}"
+        return None
 
 
 def connect(params: TrackingParams) -> tuple[Any, str]:
@@ -229,8 +245,7 @@ def follow(params: TrackingParams, root: Path) -> None:
                 (root / TROUBLE).unlink(missing_ok=True)
             except Exception as error:  # MLflow raises of every kind; what is left is tried again
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                later = "the run goes on; its curves are kept and shipped by `python -m tasks.tracking`"
-                (root / TROUBLE).write_text(f"tracking server {params.uri} can't be reached ({reason}); {later}\n")
+                (root / TROUBLE).write_text(f"tracking server {params.uri} can't be reached ({reason}); {LATER}\n")
                 marks = [json.loads(path.read_text()) for path in root.glob(f"*/*/{MARK}")]
                 running = sum(mark["status"] == "RUNNING" and is_alive(*mark["process"]) for mark in marks)
             if running:

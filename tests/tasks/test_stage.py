@@ -62,6 +62,7 @@ def test_a_stage_publishes_its_output_with_a_record_that_adds_up(folder: Path) -
     assert record["stage"] == "crawl"
     assert (folder / "data/crawl/metrics.json").exists()
     assert not list(folder.glob("work/crawl/*/out"))
+    assert "tracking server http://127.0.0.1:9 can't be reached (Connection refused)" in done.stdout
     mark = json.loads(next(folder.glob("work/crawl/*/tracking.json")).read_text())
     assert mark["status"] == "FINISHED"
     assert mark["metrics"]["kept_share"] == counts["num_kept"] / 2
