@@ -54,7 +54,7 @@ class EmbedParams(Params):
 def run(
     params: EmbedParams,
     *,
-    filter: Path,  # noqa: A002
+    filter: Path,  # noqa: A002 - the stage's name
     bootstrap: Path,
     seeds: Path,
     evaluation: Path,

@@ -14,62 +14,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import psutil
 import submitit
-from pydantic import Field
 from submitit.core.utils import FailedSubmissionError, JobPaths, pickle_load
 
 from dinov2.params import InputError, Params, validate
 from dinov2.records import write_json
+from tasks.resources import LaunchParams
 
 POLL_S = 0.1
 RESULT_GRACE_S = 15.0  # a result may reach a shared file system after the scheduler calls its job ended
 ACTIVE = {
     "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
 }  # fmt: skip
-
-
-class Resources(Params):
-    """What a stage's job asks for."""
-
-    nodes: Annotated[int, Field(ge=1)]
-    """Machines; more than one only on SLURM."""
-    gpus_per_node: Annotated[int, Field(ge=0)]
-    """One process a GPU; none: one process a node, on the CPU."""
-    cpus_per_task: Annotated[int, Field(ge=1)]
-    """Cores of each process; also its number of compute threads."""
-    memory_gb: Annotated[int, Field(ge=1)]
-    """Memory of each node (SLURM)."""
-    timeout_min: Annotated[int, Field(ge=1)]
-    """The job is stopped after this long; training saves first and is taken up again."""
-
-    @property
-    def tasks_per_node(self) -> int:
-        """Processes a node."""
-        return max(1, self.gpus_per_node)
-
-
-class LaunchParams(Params):
-    """Section `launch` of params.yaml: where and how, never what; no stage depends on it."""
-
-    cluster: Literal["local", "slurm", "debug"]
-    """`local`: a process here; `slurm`: sbatch; `debug`: in the calling process, for a debugger."""
-    partition: str | None
-    """SLURM partition; null: the cluster's default."""
-    account: str | None
-    """SLURM account; null: the user's default."""
-    setup: list[str]
-    """Shell lines that run before the job's Python, e.g. `module load cuda`."""
-    default: Resources
-    """Resources of a stage that `stages` does not name."""
-    stages: dict[str, Resources]
-    """Resources by stage."""
-
-    def resources(self, stage: str) -> Resources:
-        """What `stage` asks for."""
-        return self.stages.get(stage, self.default)
 
 
 class JobFailedError(Exception):

@@ -28,7 +28,8 @@ from dinov2.records import Summary, write_json
 from dinov2.store import StoreParams
 from tasks.call import DISK_FULL, WORK, StageCall, StageJob, disk_full, hash_tree
 from tasks.gates import GateMissedError, check_gate
-from tasks.launch import JobFailedError, LaunchParams, cancel_remembered, run_job
+from tasks.launch import JobFailedError, cancel_remembered, run_job
+from tasks.resources import LaunchParams
 from tasks.tracked import Tracked
 from tasks.tracking import TrackingParams
 

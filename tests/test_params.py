@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from dinov2.params import InputError, Params, load_section, read_yaml, validate
 from dinov2.store import StoreParams
 from tasks.gates import Gates
-from tasks.launch import LaunchParams
+from tasks.resources import LaunchParams
 from tasks.tracking import TrackingParams
 
 ROOT = Path(__file__).parents[1]
