@@ -30,7 +30,7 @@ class Assignment(NamedTuple):
 
     def rows(self, shape: tuple[int, ...], start: int, stop: int) -> "Assignment":
         """Of samples `start` to `stop` of the last dimension when the samples are seen as `shape`."""
-        features, sample = self.features.view(*shape, -1), self.sample.view(shape)
+        features, sample = self.features.view(*shape, self.features.shape[-1]), self.sample.view(shape)
         return self._replace(features=features[..., start:stop, :], sample=sample[..., start:stop])
 
     def logits(self, *, width: int, dtype: torch.dtype, again: bool) -> BlockLogits:

@@ -1,8 +1,8 @@
 """Cross-entropy of a student's logits with a teacher's assignment, made of blocks of prototypes.
 
-For every sample, -sum_k target_k log softmax(logits / temperature)_k = mass * logsumexp - sum_k target_k logit_k. One pass
-over the blocks gives the logsumexp; a second one makes each block's targets and logits once more, and from them the loss
-and its whole gradient, which so is finished in the forward pass: no matrix of samples x prototypes outlives a block.
+Of a sample, -sum_k target_k log softmax(logits / temperature)_k = mass * logsumexp - sum_k target_k logit_k. One pass
+over the blocks gives the logsumexp; a second one makes each block's targets and logits once more, and from them the
+loss and its whole gradient, which so is finished in the forward pass: no matrix of samples x prototypes outlives a block.
 """
 
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ def cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " s"]]:
     """Sum over all views and samples of weights_n * cross-entropy; and that sum by view, without a gradient.
 
-    `targets` are of g views of the same n samples (features [g n d]). pairs[s, g] is how often view g's targets are asked
-    of the student's view s. fp32, whatever autocast says; no sample gives 0.
+    `targets` are of g views of the same n samples (features [g n d]). pairs[s, g] is how often view g's targets are
+    asked of the student's view s. fp32, whatever autocast says; no sample gives 0.
     """
     dtype = compute_dtype(student.features.device)
     with torch.autocast(student.features.device.type, enabled=False):
@@ -44,7 +44,7 @@ def cross_entropy(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - autograd passes by position
         ctx: Any,
         features: Tensor,
         directions: Tensor,
@@ -81,10 +81,12 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # of a decorator without types
+        ctx: Any, *upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, ()  # handed out once, without a copy
         assert gradient, "the gradient of a cross-entropy can be taken once"
-        return *(part.mul_(upstream) for part in gradient), None, None, None, None, None
+        return *(part.mul_(upstream[0]) for part in gradient), None, None, None, None, None
 
 
 def _log_sum(logits: BlockLogits) -> Float[Tensor, "n 1"]:
@@ -96,7 +98,8 @@ def _asked(logits: Tensor, targets: Assignment, columns: slice, pairs: Tensor) -
     target = (logits - targets.prototype[columns]).sub_(targets.sample.flatten()[:, None]).exp_()
     if pairs.numel() == 1:
         return target
-    return torch.tensordot(pairs, target.view(pairs.shape[1], -1, target.shape[1]), dims=1).flatten(0, 1)
+    num_views = pairs.shape[1]
+    return torch.tensordot(pairs, target.unflatten(0, (num_views, len(target) // num_views)), dims=1).flatten(0, 1)
 
 
 class _Gradient:

@@ -15,8 +15,8 @@ def dino_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """(loss, its part of the local crops, its part of the global crops); only the first has a gradient.
 
-    `targets` are of the 2 global crops (features [2 b d]), `student.features` [2+l b d] of the global crops, then of l local
-    ones. Every pair of a global crop's targets with a different crop has one term, the mean over images of its
+    `targets` are of the 2 global crops (features [2 b d]), `student.features` [2+l b d] of the global crops, then of l
+    local ones. Every pair of a global crop's targets with a different crop has one term, the mean over images of its
     cross-entropy; their sum is divided by the number of pairs (18 with 8 local crops).
     """
     num_crops, num_images = student.features.shape[:2]

@@ -1,8 +1,8 @@
 """Logits of many samples to many prototypes, a block of prototypes at a time, so that no whole matrix of them is kept.
 
-At the paper's size (5,000 masked patches, 131,072 prototypes) one fp32 matrix of logits has 2.4 GiB, and a plain Sinkhorn
-and cross-entropy keep several. Here a block lives as long as it is worked on: blocks are computed anew for every pass
-over them, except where all of them together are small.
+At the paper's size (5,000 masked patches, 131,072 prototypes) one fp32 matrix of logits has 2.4 GiB, and a plain
+Sinkhorn and cross-entropy keep several. Here a block lives as long as it is worked on: blocks are computed anew for
+every pass over them, except where all of them together are small.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Activations that are computed again in the backward pass instead of being kept.
 
-`pointwise` keeps what matrix products and attention gave and computes norms, GELUs, scales and copies of rows again: some
-two fifths of a block's memory for a few percent of its time. `block` keeps only a block's input: least memory, a third
-more arithmetic. Neither changes any number. Compiled blocks do the first by themselves.
+`pointwise` keeps what matrix products and attention gave and computes norms, GELUs, scales and copies of rows again:
+some two fifths of a block's memory for a few percent of its time. `block` keeps only a block's input: least memory, a
+third more arithmetic. Neither changes any number. Compiled blocks do the first by themselves.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What the loop trains: one student with its teacher (pretraining), or several students of one frozen teacher.
 
-Both give the loop the same few things: the networks that learn, by name; their targets and losses, part by part, so that
-only one graph is in memory; and what is averaged, watched and saved.
+Both give the loop the same few things: the networks that learn, by name; their targets and losses, part by part, so
+that only one graph is in memory; and what is averaged, watched and saved.
 """
 
 from collections.abc import Mapping, Sequence

@@ -85,8 +85,9 @@ def train(
             batch = Batch(*(crops if crops is not None else finish(raw, device)), most_masked)
             values = values_at(progress.step, params.schedule, num_steps=params.num_steps, peak_lr=params.peak_lr)
             outcome = take_step(
-                learning, params, batch, group_seeds=raw.group_seeds, values=values, optimisers=optimisers, device=device
-            )
+                learning, params, batch,
+                group_seeds=raw.group_seeds, values=values, optimisers=optimisers, device=device,
+            )  # fmt: skip
             progress.step += 1
             outcomes.add(raw, values, outcome)
 

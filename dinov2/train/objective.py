@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     masks: Bool[Tensor, "2*b n"]
     """Crop-major: all of crop 0, then all of crop 1. Left on the CPU, they cost the device no synchronisation."""
     max_masked: int
-    """Patches that may be masked; the work is padded to as many, so that its shape is the same in every step. 0: as is."""
+    """Patches that may be masked: the work is padded to as many, so that every step has one shape; 0: it is not."""
 
     def parts(self, num_parts: int) -> list["Batch"]:
         """The batch in equal parts, in the order of its images."""
@@ -107,7 +107,7 @@ class Targeting(nn.Module):
 
     @torch.no_grad()
     def forward(self, teacher: nn.ModuleDict, parts: Sequence[Batch], temperature: float) -> list[Targets]:
-        """Targets of each part's unmasked global crops and of their patches under its masks, over all parts together."""
+        """Targets of each part's unmasked global crops and of their patches under its masks, made over all parts."""
         chosen = [select_patches(part.masks) for part in parts]
         device = parts[0].global_crops.device
         bare = [Targets(None, None, rows, weights.to(device, non_blocking=True)) for rows, weights in chosen]
@@ -130,7 +130,7 @@ class Targeting(nn.Module):
         """The head's vectors of one part's CLS tokens and patches, whichever are asked for."""
         crops = part.global_crops.flatten(0, 1)
         wanted = rows if self.loss.ibot_weight > 0 else rows[:0]
-        cls, patches = _tokens(teacher, [crops], [None], wanted, part.max_masked, None)
+        cls, patches = _tokens(teacher, [crops], [None], wanted, max_patches=part.max_masked, subsets=None)
         return _vectors(
             teacher, cls if self.loss.dino_weight > 0 else cls[:0], patches, tied="ibot_head" not in teacher
         )
@@ -167,7 +167,7 @@ def student_losses(
         crops, masks = [*crops, batch.local_crops.flatten(0, 1)], [*masks, None]
     subsets = _draw_subsets(backbone_of(student), crops, num_images, group_size, group_seeds)
     rows = targets.rows if targets.patches is not None else targets.rows[:0]
-    cls, patches = _tokens(student, crops, masks, rows, batch.max_masked, subsets)
+    cls, patches = _tokens(student, crops, masks, rows, max_patches=batch.max_masked, subsets=subsets)
     asked = cls if targets.cls is not None else cls[:0]
     cls_vectors, patch_vectors = _vectors(student, asked, patches, tied="ibot_head" not in student)
 
@@ -214,6 +214,7 @@ def _tokens(
     crops: list[Tensor],
     masks: Sequence[Tensor | None],
     patches: Int[Tensor, " m"],
+    *,
     max_patches: int,
     subsets: Subsets | None,
 ) -> tuple[Float[Tensor, "crops d"], Float[Tensor, "m d"]]:

@@ -1,7 +1,7 @@
 """What steps say of themselves: counted, judged, and written to the curves; on a GPU one step late, without a wait.
 
-A step that was not finite changed no weight (see `step`). Here it is counted and its batch is kept; too many in a row end
-the run. With fp16 a gradient that overflows at a loss scale above 1 is no failure: the scale is being found.
+A step that was not finite changed no weight (see `step`). Here it is counted and its batch is kept; too many in a row
+end the run. With fp16 a gradient that overflows at a loss scale above 1 is no failure: the scale is being found.
 """
 
 import logging
@@ -70,7 +70,9 @@ class _Pending(NamedTuple):
 class Outcomes:
     """Takes the outcome of every step."""
 
-    def __init__(self, params: RecipeParams, progress: Progress, *, work: Path, watch: Watch | None, dump: Dump) -> None:
+    def __init__(
+        self, params: RecipeParams, progress: Progress, *, work: Path, watch: Watch | None, dump: Dump
+    ) -> None:
         """`watch` looks at the networks as they are, given the teacher's temperature; `dump` keeps a step's batch."""
         self.params = params
         self.progress = progress
@@ -121,8 +123,8 @@ class Outcomes:
         self.dump(one.step, one.raw, one.values, numbers)
         if progress.skipped_in_a_row[learner] >= self.params.watch.max_skipped_in_a_row:
             raise DivergedError(
-                f"{', '.join(bad)} not finite at {where} on rank {rank()}, {progress.skipped_in_a_row[learner]} steps in "
-                f"a row; lower base_lr or replay a step kept in {self.work / 'not_finite'}"
+                f"{', '.join(bad)} not finite at {where} on rank {rank()}, {progress.skipped_in_a_row[learner]} steps "
+                f"in a row; lower base_lr or replay a step kept in {self.work / 'not_finite'}"
             )
 
     def _record(self, one: _Pending, losses: dict[str, float]) -> None:

@@ -1,7 +1,7 @@
 """Networks on their device, compiled and spread over processes; one process on a CPU runs the same code.
 
-FSDP2 with fp32 master weights: of the backbone, weights travel and gradients are summed in the step's precision (half the
-traffic of fp32); the heads, whose logits need it, stay fp32.
+FSDP2 with fp32 master weights: of the backbone, weights travel and gradients are summed in the step's precision (half
+the traffic of fp32); the heads, whose logits need it, stay fp32.
 """
 
 from collections.abc import Iterable
