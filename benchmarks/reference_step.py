@@ -37,6 +37,7 @@ from step_case import (
     serve,
 )
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.nn import functional as F
 
 
@@ -129,9 +130,12 @@ class Unsharded:
         pass
 
     def __call__(self, module: nn.Module) -> nn.Module:
-        module.params = list(module.parameters())  # pyright: ignore[reportAttributeAccessIssue]  # a list, as FSDP's
-        clip = nn.utils.clip_grad_norm_
-        module.clip_grad_norm_ = lambda norm: clip(module.parameters(), norm)  # pyright: ignore[reportAttributeAccessIssue]
+        members = {
+            "params": list(module.parameters()),
+            "clip_grad_norm_": lambda norm: nn.utils.clip_grad_norm_(module.parameters(), norm),
+        }
+        for name, member in members.items():
+            object.__setattr__(module, name, member)  # nn.Module's own would take them for parts of the network
         return module
 
 
@@ -191,7 +195,7 @@ def build(case: Case, folder: Path) -> Side:
     from dinov2.train import ssl_meta_arch, train  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     is_cpu = case.device == "cpu"
-    dist.init_process_group("gloo" if is_cpu else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo" if is_cpu else "nccl", store=HashStore(), rank=0, world_size=1)
     if is_cpu:
         ssl_meta_arch.get_fsdp_wrapper = Unsharded
         ssl_meta_arch.get_fsdp_modules = lambda module: [module]

@@ -4,8 +4,8 @@ Run:   python benchmarks/train_step.py --reference DIR                  (CPU: Vi
        python benchmarks/train_step.py --reference DIR --device cuda    (ViT-L/14; predictions beside)
 
 DIR is a checkout of facebookresearch/dinov2 at b8931f7; reference_step.py says what stands in for what a CPU has not.
-Both sides start from the same weights and take the same crops, masks and number of prototypes through forward, backward,
-clipping, AdamW and the teacher's average, by turns: reference fp32, ours fp32, reference bf16, ours bf16, and again.
+Both sides start from the same weights and take the same crops, masks and number of prototypes through forward,
+backward, clipping, AdamW and the teacher's average, by turns: reference fp32, ours fp32, reference bf16, ours bf16.
 A shared machine's wall clock varies; hence the minimum beside the median, and CPU seconds.
 """
 
@@ -152,8 +152,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         check_arguments(args)
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device is cuda, but this machine has no GPU that PyTorch can use; leave it out")
+        check_device(args.device)
         lines = on_gpu(args) if args.device == "cuda" else on_cpu(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -163,6 +162,12 @@ def main() -> int:
     if args.out:
         args.out.write_text(f"Printed by `python benchmarks/train_step.py`.\n\n{text}")
     return 0
+
+
+def check_device(device: str) -> None:
+    """Raises InputError if there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda, but this machine has no GPU that PyTorch can use; leave it out")
 
 
 def machine(device: str) -> str:
