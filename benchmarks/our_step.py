@@ -1,5 +1,7 @@
 """Our side of benchmarks/train_step.py: the training loop's own step. Started by it, not by hand."""
 
+import os
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,15 +21,16 @@ from step_case import (
 )
 
 from dinov2.params import read_yaml, validate
-from dinov2.train import loop
+from dinov2.data.masking import max_masked
 from dinov2.train.learning import Pretraining
 from dinov2.train.objective import Batch
-from dinov2.train.optim import build_optimizer
 from dinov2.train.parallelize import parallelize
 from dinov2.train.params import TrainParams
 from dinov2.train.schedules import StepValues
+from dinov2.train.step import build_optimisers, take_step
 from dinov2.train.student_teacher import StudentTeacher
 
+RECOMPUTE = os.environ.get("RECOMPUTE", "none")
 PRESET = Path(__file__).parent.parent / "presets" / "paper-vitl.yaml"
 
 
@@ -44,7 +47,8 @@ def train_params(case: Case, precision: str) -> TrainParams:
         "global_size_px": case.global_px, "local_size_px": case.local_px, "num_local": case.num_local
     }  # fmt: skip
     values["optim"] |= {"clip_norm": CLIP_NORM}
-    values |= {"batch_size": case.batch_size, "group_size": case.batch_size, "precision": precision}
+    values["efficiency"] |= {"precision": precision, "compile": case.device == "cuda", "recompute": RECOMPUTE}
+    values |= {"batch_size": case.batch_size, "group_size": case.batch_size}
     return validate(TrainParams, values, where="benchmark")
 
 
@@ -55,29 +59,31 @@ def build(case: Case, folder: Path) -> Side:
     recipe = recipes["bf16"]
     pair = StudentTeacher(
         recipe.model, recipe.dino_head, recipe.ibot_head, recipe.loss,
-        group_size=recipe.group_size, attention=recipe.attention,
+        group_size=recipe.group_size, attention=recipe.efficiency.attention, recompute=recipe.efficiency.recompute,
     )  # fmt: skip
     if (folder / "weights.pt").exists():
         weights = torch.load(folder / "weights.pt", mmap=True)
         pair.student.load_state_dict(weights, strict=True)
         pair.teacher.load_state_dict(weights, strict=True)
     learning = Pretraining(pair)
-    parallelize(learning.networks(), "bf16", device)
+    parallelize(learning.networks(), recipe.efficiency, device)
     pair.train()
-    optimizers: dict[str, torch.optim.Optimizer] = {"": build_optimizer(pair.student, recipe.optim)}
+    optimisers = {"": build_optimisers(pair.student, recipe, device)}
     read = read_batch(folder / "batch.pt")
-    batch = Batch(read.global_crops.to(device), read.local_crops.to(device), read.masks)
+    most_masked = max_masked(recipe.masks, num_images=case.batch_size, grid=case.grid) if recipe.efficiency.compile else 0
+    batch = Batch(read.global_crops.to(device), read.local_crops.to(device), read.masks, most_masked)
     values = StepValues(
-        lr=LR, last_layer_lr=LAST_LAYER_LR, weight_decay=WEIGHT_DECAY, momentum=MOMENTUM,
+        lr=LR, backbone_lr=LR, last_layer_lr=LAST_LAYER_LR, weight_decay=WEIGHT_DECAY, momentum=MOMENTUM,
         teacher_temperature=TEACHER_TEMPERATURE,
     )  # fmt: skip
 
     def step(precision: str) -> dict[str, float]:
-        losses, updated = loop._step(
+        outcome = take_step(
             learning, recipes[precision], batch,
-            group_seeds=[case.seed], values=values, optimizers=optimizers, device=device,
-        )  # fmt: skip
-        assert all(updated.values()), losses
+            group_seeds=[case.seed], values=values, optimisers=optimisers, device=device,
+        )[""]  # fmt: skip
+        losses = dict(zip(outcome.names, outcome.values.tolist(), strict=True))
+        assert all(isfinite(value) for value in losses.values()), losses
         return {name: losses[name] for name in ("dino_local", "dino_global", "ibot", "koleo", "total")}
 
     return Side(step, [pair], sum(p.numel() for p in pair.student.parameters()))

@@ -2,7 +2,8 @@
 
 Of a sample, -sum_k target_k log softmax(logits / temperature)_k = mass * logsumexp - sum_k target_k logit_k. One pass
 over the blocks gives the logsumexp; a second one makes each block's targets and logits once more, and from them the
-loss and its whole gradient, which so is finished in the forward pass: no matrix of samples x prototypes outlives a block.
+loss and its whole gradient, which so is finished in the forward pass: no matrix of samples x prototypes outlives a
+block.
 """
 
 from typing import Any, NamedTuple
