@@ -121,7 +121,7 @@ def test_positions_stay_at_their_place_when_resized() -> None:
 def test_last_intermediate_layer_is_the_output() -> None:
     model = tiny().eval()
     images = torch.randn(2, 3, 56, 56)
-    first, last = model.intermediate(images, 2)
+    first, last = model.intermediate(images, 2, norm=True)
     torch.testing.assert_close(last, model.features(images))
     assert not torch.allclose(first.cls, last.cls)
 
