@@ -20,8 +20,8 @@ from step_case import (
     serve,
 )
 
-from dinov2.params import read_yaml, validate
 from dinov2.data.masking import max_masked
+from dinov2.params import read_yaml, validate
 from dinov2.train.learning import Pretraining
 from dinov2.train.objective import Batch
 from dinov2.train.parallelize import parallelize
@@ -70,7 +70,9 @@ def build(case: Case, folder: Path) -> Side:
     pair.train()
     optimisers = {"": build_optimisers(pair.student, recipe, device)}
     read = read_batch(folder / "batch.pt")
-    most_masked = max_masked(recipe.masks, num_images=case.batch_size, grid=case.grid) if recipe.efficiency.compile else 0
+    most_masked = 0
+    if recipe.efficiency.compile:
+        most_masked = max_masked(recipe.masks, num_images=case.batch_size, grid=case.grid)
     batch = Batch(read.global_crops.to(device), read.local_crops.to(device), read.masks, most_masked)
     values = StepValues(
         lr=LR, backbone_lr=LR, last_layer_lr=LAST_LAYER_LR, weight_decay=WEIGHT_DECAY, momentum=MOMENTUM,

@@ -107,7 +107,7 @@ def test_vit_forward_equals_reference(net: str, params: ViTParams, case: str) ->
     assert_close(features.registers, golden[f"{case}/x_norm_regtokens"], atol=VIT_ATOL)
     assert_close(features.patches, golden[f"{case}/x_norm_patchtokens"], atol=VIT_ATOL)
     if masks is None:
-        for number, layer in zip((2, 1), model.intermediate(inputs, 2), strict=True):
+        for number, layer in zip((2, 1), model.intermediate(inputs, 2, norm=True), strict=True):
             assert_close(layer.cls, golden[f"{case}/layer-{number}/cls"], atol=VIT_ATOL)
             assert_close(layer.patches, golden[f"{case}/layer-{number}/patch"], atol=VIT_ATOL)
 

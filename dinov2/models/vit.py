@@ -5,17 +5,18 @@ matrix [all tokens, dim], every linear and norm runs on it at once, and only att
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dinov2.models.attention import Backend, Shape
+from dinov2.models.attention import Backend, Shape, attention_weights
 from dinov2.models.layers import Block, LayerScale, Subsets, needed_of
 from dinov2.models.params import ViTParams
 from dinov2.models.recompute import Recompute, run_block
+from dinov2.params import InputError
 
 
 class Features(NamedTuple):
@@ -137,18 +138,44 @@ class VisionTransformer(nn.Module):
             x = run_block(block, self.recompute, *arguments)
         return self.norm(x)
 
-    def intermediate(self, images: Float[Tensor, "b 3 h w"], num_layers: int) -> list[Features]:
-        """Outputs of the last `num_layers` blocks, first to last, each after the final norm; no stochastic depth."""
-        assert 0 < num_layers <= len(self.blocks), f"{num_layers} layers of {len(self.blocks)}"
+    def intermediate(
+        self, images: Float[Tensor, "b 3 h w"], blocks: int | Sequence[int], norm: bool
+    ) -> list[Features]:
+        """Outputs of the last `blocks` blocks, or of the blocks with these numbers (from 0), in their order.
+
+        After the final norm if `norm` (linear probes), else as the block leaves them (depth heads). No stochastic
+        depth; blocks after the last one asked for do not run. Raises InputError if there is no such block.
+        """
+        depth = len(self.blocks)
+        numbers = list(range(depth - blocks, depth)) if isinstance(blocks, int) else list(blocks)
+        if not numbers or min(numbers) < 0 or max(numbers) >= depth:
+            raise InputError(f"the network has {depth} blocks, from 0; {blocks} is asked of it: ask for fewer")
         tokens = self._embed(images, None)
         shapes = [(len(tokens), tokens.shape[1])]
-        x = tokens.flatten(0, 1)
-        outputs = []
-        for number, block in enumerate(self.blocks):
+        x, outputs = tokens.flatten(0, 1), {}
+        for number, block in enumerate(self.blocks[: max(numbers) + 1]):
             x = block(x, shapes, None)
-            if number >= len(self.blocks) - num_layers:
-                outputs.append(self._split(self.norm(x), shapes[0]))
-        return outputs
+            if number in numbers:
+                outputs[number] = self._split(self.norm(x) if norm else x, shapes[0])
+        return [outputs[number] for number in numbers]
+
+    def attention_maps(self, images: Float[Tensor, "b 3 h w"], block: int) -> Float[Tensor, "b heads t t"]:
+        """How much each token (row: CLS, registers, patches) takes from each (column) in one block's attention.
+
+        Rows sum to 1. `block` counts from 0, or from -1 for the last. Only this block's maps are ever in memory:
+        4 b heads t^2 bytes in fp32. Raises InputError if there is no such block.
+        """
+        depth = len(self.blocks)
+        if not -depth <= block < depth:
+            raise InputError(f"the network has {depth} blocks, from 0; {block} is asked of it: ask for another")
+        tokens = self._embed(images, None)
+        shape = (len(tokens), tokens.shape[1])
+        x = tokens.flatten(0, 1)
+        for earlier in self.blocks[: block % depth]:
+            x = earlier(x, [shape], None)
+        asked = cast(Block, self.blocks[block])
+        qkv = asked.attn.qkv(asked.norm1(x)).unflatten(-1, (3, self.params.heads, -1))
+        return attention_weights(qkv, shape)
 
     def _embed(self, images: Tensor, masks: Tensor | None) -> Tensor:
         height, width = (side // self.params.patch_size for side in images.shape[2:])

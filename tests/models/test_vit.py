@@ -168,10 +168,25 @@ def test_positions_stay_at_their_place_when_resized() -> None:
     assert resize_positions(positions, 4, 4, offset=0.1, antialias=False) is positions
 
 
+def test_positions_of_tall_and_wide_images_are_each_others_transpose() -> None:
+    positions = torch.randn(1, 17, 8)
+    for offset, antialias in ((0.0, True), (0.0, False), (0.1, False)):
+        mirrored = positions[:, 1:].unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)
+        wide = resize_positions(positions, 2, 4, offset=offset, antialias=antialias)
+        tall = resize_positions(
+            torch.cat([positions[:, :1], mirrored], dim=1), 4, 2, offset=offset, antialias=antialias
+        )
+        turned = tall[:, 1:].unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2)
+        torch.testing.assert_close(wide[:, 1:], turned)
+        assert torch.equal(wide[:, :1], positions[:, :1])
+        model = tiny(interpolate_offset=offset, interpolate_antialias=antialias).eval()
+        assert model.features(torch.randn(1, 3, 28, 56)).patches.shape == (1, 8, 32)
+
+
 def test_last_intermediate_layer_is_the_output() -> None:
     model = tiny().eval()
     images = torch.randn(2, 3, 56, 56)
-    first, last = model.intermediate(images, 2)
+    first, last = model.intermediate(images, 2, norm=True)
     torch.testing.assert_close(last, model.features(images))
     assert not torch.allclose(first.cls, last.cls)
 
