@@ -30,7 +30,7 @@ def measure(side: str, precision: str, case: Case, args: argparse.Namespace) -> 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(case, folder)
-        with Worker(side, case, folder, reference=args.reference, packages=args.packages) as worker:
+        with Worker(side, case, folder, args) as worker:
             peak = max(worker.step(precision).peak_bytes for _ in range(NUM_STEPS))
             return peak, worker.before_bytes, worker.state_bytes
 

@@ -20,6 +20,9 @@ from dinov2.params import InputError
 HERE = Path(__file__).parent
 SIDES = {"reference": HERE / "reference_step.py", "ours": HERE / "our_step.py"}
 
+KEEP_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""glibc keeps freed memory: it maps large tensors anew each time otherwise, and the kernel fills every page with 0."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -34,10 +37,12 @@ class Step:
 class Worker:
     """One side in a process of its own, that steps when it is asked; a context, at whose end it stops."""
 
-    def __init__(self, side: str, case: Case, folder: Path, *, reference: Path, packages: Path | None) -> None:
+    def __init__(self, side: str, case: Case, folder: Path, args: argparse.Namespace) -> None:
         """The reference must be the first to start on a new `folder`: it writes the weights that ours reads."""
-        paths = [reference.resolve(), packages] if side == "reference" else [HERE.parent]
+        paths = [args.reference.resolve(), args.packages] if side == "reference" else [HERE.parent]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path)}
+        if args.keep_heap:
+            environment |= KEEP_HEAP
         command = [sys.executable, str(SIDES[side]), case.text(), str(folder)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -78,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="images of a step")
     parser.add_argument("--prototypes", type=int)
     parser.add_argument("--drop-path", type=float, nargs="+")
+    parser.add_argument("--keep-heap", action="store_true", help="both sides: glibc keeps freed memory for itself")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
