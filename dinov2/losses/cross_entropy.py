@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dinov2.losses.centering import Assignment
-from dinov2.losses.prototypes import BlockLogits, Prototypes, block_width, compute_dtype, product
+from dinov2.losses.prototypes import BlockLogits, Prototypes, block_width, compute_dtype, rough_product
 
 
 class Student(NamedTuple):
@@ -119,9 +119,9 @@ class _Gradient:
     def add(self, columns: slice, of_logits: Float[Tensor, "n w"]) -> None:
         """Add one block, given the loss's gradient with respect to its logits."""
         v, scale = self.v[columns], self.scale[columns]
-        sums = product(of_logits.T, self.y, self.dtype)  # [w d]
+        sums = rough_product(of_logits.T, self.y, self.dtype)  # [w d]
         along = (sums * v).sum(1)
         self.factors[columns, 0] = along * self.of_factor[columns]
         turn = (along * self.inverse_square[columns])[:, None] * v  # length does not matter: nothing along v itself
         torch.mul(sums.sub_(turn), scale[:, None], out=self.directions[columns])
-        self.features += product(of_logits.mul_(scale), v, self.dtype)
+        self.features += rough_product(of_logits.mul_(scale), v, self.dtype)

@@ -24,13 +24,20 @@ class Prototypes(NamedTuple):
 
 
 def product(a: Float[Tensor, "n d"], b: Float[Tensor, "d m"], dtype: torch.dtype) -> Float[Tensor, "n m"]:
-    """a @ b in fp32; on a GPU of factors rounded to `dtype`, whose products are still summed and given out in fp32.
+    """Logits: a @ b in fp32; on a GPU of factors rounded to `dtype`, whose products are still summed and given in fp32.
 
     In bf16 a logit's own rounding would be 5 % of a target at temperature 0.04; rounding the factors is not.
     """
     if a.device.type == "cuda" and dtype != torch.float32:
         return torch.mm(a.to(dtype), b.to(dtype), out_dtype=torch.float32)
     return a @ b
+
+
+def rough_product(a: Float[Tensor, "n d"], b: Float[Tensor, "d m"], dtype: torch.dtype) -> Float[Tensor, "n m"]:
+    """Gradients: a @ b, which may be rounded to `dtype` as autocast does."""
+    if a.device.type == "cuda" or dtype == torch.float32:
+        return product(a, b, dtype)
+    return (a.to(dtype) @ b.to(dtype)).float()
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
