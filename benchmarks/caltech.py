@@ -6,16 +6,15 @@ Run:   python benchmarks/caltech.py --images DIR [--recipe FILE] [--seeds 0 1 2]
 DIR holds a folder of images a class; all folders count as classes, the background too. Every fifth image in the order
 of paths is held out. The teacher is judged by weighted k-NN (k 20, temperature 0.07) of the held-out images among the
 training ones, on centre crops of the global crop's side. Judging stops the clock: seconds are training's alone.
-`--off` adds a run for each part named, without that part; with --minutes each runs as many steps as it can in that time.
+`--off` adds runs without each part named; with --minutes each takes as many steps as it can in that time.
 """
 
 import argparse
 import copy
-import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
