@@ -23,7 +23,7 @@ class CropParams(Params):
     num_local: Annotated[int, Field(ge=0)]
     """Local crops of an image."""
     blur: Literal["reference", "paper", "none"]
-    """Blur probabilities of global crop 1, 2, local crops: as trained (0, 0.9, 0.5), as written (1, 0.1, 0.5) or none."""
+    """Blur probabilities of global crop 1, 2, local crops: as trained (0, 0.9, 0.5), as written (1, 0.1, 0.5), none."""
     brightness: Annotated[float, Field(ge=0)]
     """Strength of colour jitter's brightness."""
     contrast: Annotated[float, Field(ge=0)]
