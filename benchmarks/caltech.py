@@ -1,7 +1,7 @@
 """What a recipe for few images and few steps makes of Caltech-101: a curve of k-NN over training, as a Markdown table.
 
 Run:   python benchmarks/caltech.py --images DIR [--recipe FILE] [--seeds 0 1 2] [--off koleo ibot sinkhorn untied]
-           [--steps N | --minutes M] [--looks 4] [--out FILE]      (from the repository's root; 15 minutes a run)
+           [--steps N | --minutes M] [--looks 4] [--set KEY=VALUE ...] [--out FILE]   (from the root; 15 minutes a run)
 
 DIR holds a folder of images a class; all folders count as classes, the background too. Every fifth image in the order
 of paths is held out. The teacher is judged by weighted k-NN (k 20, temperature 0.07) of the held-out images among the
@@ -12,6 +12,8 @@ training ones, on centre crops of the global crop's side. Judging stops the cloc
 import argparse
 import copy
 import logging
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
+from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from dinov2.data.decode import decode_rgb
@@ -43,7 +46,12 @@ HELD_OUT_EVERY = 5
 KNN = KnnParams(num_neighbors=[20], reference=20, temperature=0.07)
 CALIBRATION_STEPS = (6, 18)  # a run of the first number of steps takes the start-up, the other's excess tells the rate
 SCHEDULED_STEPS = ("warmup_steps", "teacher_temperature_warmup_steps", "freeze_last_layer_steps")
-PARTS = ("koleo", "ibot", "sinkhorn", "untied")
+OFF = {  # the paper's parts, and what a recipe says without them
+    "koleo": "loss.koleo_weight=0.0",
+    "ibot": "loss.ibot_weight=0.0",  # the student then sees its global crops without masks
+    "sinkhorn": "loss.centering=softmax",
+    "untied": "ibot_head=null",
+}
 
 
 class Part:
@@ -86,7 +94,10 @@ class Exam:
         names = sorted(set(labels[0]))
         self.num_classes = len(names)
         self.labels = [number_labels(each, names) for each in labels]
-        self.images = [_center_crops(part, size_px) for part in (train, held_out)]
+        self.images = [
+            torch.stack([center_crop(decode_rgb(part.read(i)), size_px) for i in range(len(part))])
+            for part in (train, held_out)
+        ]
 
     @torch.inference_mode()
     def knn(self, network: nn.ModuleDict) -> tuple[float, float]:
@@ -98,10 +109,6 @@ class Exam:
     def _top1(self, bank: Tensor, queries: Tensor) -> float:
         scores = knn_scores(bank, self.labels[0], queries, num_classes=self.num_classes, params=KNN)
         return accuracy(scores[KNN.reference], self.labels[1], 1)
-
-
-def _center_crops(part: Part, size_px: int) -> UInt8[Tensor, "n 3 s s"]:
-    return torch.stack([center_crop(decode_rgb(part.read(i)), size_px) for i in range(len(part))])
 
 
 def _features(backbone: Any, images: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
@@ -195,17 +202,16 @@ def run(recipe: TrainParams, source: Part, exam: Exam, num_looks: int) -> list[L
     return learning.looks
 
 
-def without(values: dict[str, Any], part: str | None) -> dict[str, Any]:
-    """A recipe's values with one part of the method off."""
+def changed(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """A recipe's values with settings like `optim.base_lr=2.0e-3`, in YAML's notation; wrong names fail validation."""
     values = copy.deepcopy(values)
-    if part == "koleo":
-        values["loss"]["koleo_weight"] = 0.0
-    elif part == "ibot":
-        values["loss"]["ibot_weight"] = 0.0
-    elif part == "sinkhorn":
-        values["loss"]["centering"] = "softmax"
-    elif part == "untied":
-        values["ibot_head"] = None
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        *sections, name = key.split(".")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = YAML(typ="safe", pure=True).load(text)
     return values
 
 
@@ -236,11 +242,11 @@ def steps_within(minutes: float, values: dict[str, Any], source: Part) -> int:
 def rows(name: str, seed: int, recipe: TrainParams, looks: list[Look]) -> list[str]:
     """Table rows of one run."""
     lines = []
-    for look in looks:
-        images = look.step * recipe.batch_size
-        rate = f"{images / look.seconds:.1f}" if look.step else ""
-        cells = f"{look.step} | {images} | {look.seconds:.0f} | {look.cpu_s:.0f} | {rate}"
-        lines.append(f"| {name} | {seed} | {cells} | {100 * look.knn:.1f} | {100 * look.patch_knn:.1f} |")
+    for step, seconds, cpu_s, knn, patch_knn in looks:
+        images = step * recipe.batch_size
+        rate = f"{images / seconds:.1f}" if step else ""
+        cells = f"{step} | {images} | {seconds:.0f} | {cpu_s:.0f} | {rate} | {100 * knn:.1f} | {100 * patch_knn:.1f}"
+        lines.append(f"| {name} | {seed} | {cells} |")
     return lines
 
 
@@ -250,7 +256,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="a folder of images a class")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="a params file with a section pretrain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--off", nargs="+", default=[], choices=PARTS, help="add a run without each of these")
+    parser.add_argument("--off", nargs="+", default=[], choices=OFF, help="add a run without each of these")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the recipe")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="instead of the recipe's; warm-ups scale with it")
     length.add_argument("--minutes", type=float, help="of training a run, instead of a number of steps")
@@ -263,7 +270,8 @@ def main() -> None:
     """Measure and print."""
     asked = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    values: dict[str, Any] = read_yaml(asked.recipe)["pretrain"]  # pyright: ignore[reportAssignmentType]
+    whole: dict[str, Any] = read_yaml(asked.recipe)
+    values = changed(whole["pretrain"], asked.set)
     source, held_out = split(FolderSource(asked.images))
     exam = Exam(source, held_out, values["crops"]["global_size_px"])
     lines = [
@@ -272,14 +280,14 @@ def main() -> None:
     ]
     for part in [None, *asked.off]:
         name = f"no {part}" if part else "recipe"
-        chosen = without(values, part)
+        chosen = changed(values, [OFF[part]] if part else [])
         num_steps = steps_within(asked.minutes, chosen, source) if asked.minutes else asked.steps
         chosen = lasting(chosen, num_steps) if num_steps else chosen
         for seed in asked.seeds:
             recipe = validated(chosen, seed)
             lines += rows(name, seed, recipe, run(recipe, source, exam, asked.looks))
     head = [
-        f"Printed by `python benchmarks/caltech.py --recipe {asked.recipe}` on {torch.get_num_threads()} threads: "
+        f"Printed by `python benchmarks/caltech.py {shlex.join(sys.argv[1:])}` on {torch.get_num_threads()} threads: "
         f"{len(source)} training images, {len(held_out)} held out, {exam.num_classes} classes.",
         "",
     ]
