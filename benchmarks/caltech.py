@@ -1,7 +1,7 @@
 """What a recipe for few images and few steps makes of Caltech-101: a curve of k-NN over training, as a Markdown table.
 
 Run:   python benchmarks/caltech.py --images DIR [--recipe FILE] [--seeds 0 1 2] [--off koleo ibot sinkhorn untied]
-           [--steps N | --minutes M] [--looks 4] [--set KEY=VALUE ...] [--out FILE]   (from the root; 15 minutes a run)
+           [--steps N | --minutes M] [--looks 5] [--set KEY=VALUE ...] [--out FILE]   (from the root; 15 minutes a run)
 
 DIR holds a folder of images a class; all folders count as classes, the background too. Every fifth image in the order
 of paths is held out. The teacher is judged by weighted k-NN (k 20, temperature 0.07) of the held-out images among the
@@ -217,8 +217,7 @@ def changed(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
 
 def lasting(values: dict[str, Any], num_steps: int) -> dict[str, Any]:
     """A recipe's values for another number of steps; its warm-ups keep their share of them."""
-    factor = num_steps / values["num_steps"]
-    schedule = {name: round(values["schedule"][name] * factor) for name in SCHEDULED_STEPS}
+    schedule = {name: round(values["schedule"][name] * num_steps / values["num_steps"]) for name in SCHEDULED_STEPS}
     return {**values, "num_steps": num_steps, "schedule": {**values["schedule"], **schedule}}
 
 
