@@ -21,7 +21,6 @@ Kind = Literal["global_1", "global_2", "local"]
 BLUR_PROBABILITY: dict[str, dict[Kind, float]] = {
     "reference": {"global_1": 0.0, "global_2": 0.9, "local": 0.5},  # what the released models were trained with
     "paper": {"global_1": 1.0, "global_2": 0.1, "local": 0.5},
-    "none": {"global_1": 0.0, "global_2": 0.0, "local": 0.0},  # for small crops, with which the kernel does not shrink
 }
 SIGMA_PX = (0.1, 2.0)  # of the blur, at any crop size
 LOG_RATIO = (log(3 / 4), log(4 / 3))  # width / height of a crop before it is resized

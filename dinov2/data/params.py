@@ -22,8 +22,8 @@ class CropParams(Params):
     """Smallest and largest share of the image's area in a local crop."""
     num_local: Annotated[int, Field(ge=0)]
     """Local crops of an image."""
-    blur: Literal["reference", "paper", "none"]
-    """Blur probabilities of global crop 1, 2, local crops: as trained (0, 0.9, 0.5), as written (1, 0.1, 0.5), none."""
+    blur: Literal["reference", "paper"]
+    """Blur probabilities of global crop 1, 2 and local crops: as trained (0, 0.9, 0.5) or as written (1, 0.1, 0.5)."""
     brightness: Annotated[float, Field(ge=0)]
     """Strength of colour jitter's brightness."""
     contrast: Annotated[float, Field(ge=0)]
