@@ -178,7 +178,7 @@ def build(recipe: TrainParams) -> StudentTeacher:
     torch.manual_seed(recipe.seed)
     return StudentTeacher(
         recipe.model, recipe.dino_head, recipe.ibot_head, recipe.loss,
-        group_size=recipe.group_size, attention=recipe.attention,
+        group_size=recipe.group_size, attention=recipe.efficiency.attention, recompute=recipe.efficiency.recompute,
     )  # fmt: skip
 
 
