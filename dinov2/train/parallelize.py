@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from dinov2.distributed import world_size
@@ -22,20 +22,24 @@ def parallelize(networks: Iterable[nn.ModuleDict], precision: str, device: torch
         network.to(device)
         if world_size() == 1:
             continue
-        mesh = init_device_mesh(device.type, (world_size(),))
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if precision == "bf16" else None,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # autocast decides
-        )
-        backbone = backbone_of(network)
-        for block in backbone.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(backbone, mesh=mesh, mp_policy=policy)
-        register_fsdp_forward_method(backbone, "features_packed")
-        for name, module in network.items():
-            if name != "backbone":
-                fully_shard(module, mesh=mesh, mp_policy=policy)
+        shard(network, init_device_mesh(device.type, (world_size(),)), precision)
+
+
+def shard(network: nn.ModuleDict, mesh: DeviceMesh, precision: str) -> None:
+    """Leave each process of `mesh` its part of every parameter of `network`, in place."""
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # autocast decides
+    )
+    backbone = backbone_of(network)
+    for block in backbone.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(backbone, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(backbone, "features_packed")
+    for name, module in network.items():
+        if name != "backbone":
+            fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def autocast(params: RecipeParams, device: torch.device) -> torch.autocast:

@@ -133,3 +133,11 @@ class TrainParams(RecipeParams):
     """Head of the image-level loss."""
     ibot_head: HeadParams | None
     """Head of the patch-level loss; null: it shares dino_head."""
+
+
+class Architecture(Params):
+    """The networks of a training: all that their state dicts' names and shapes depend on."""
+
+    model: ViTParams
+    dino_head: HeadParams
+    ibot_head: HeadParams | None

@@ -1,0 +1,224 @@
+"""What a training will cost and need, said before it runs: no inputs, no GPU, no process but this one.
+
+Counted: images, tokens, FLOPs, parameters, shards, sizes. Estimated: memory (memory.py says how). Assumed, and said so in
+the lines: the share of a GPU's peak, the size of an image, what CUDA takes.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dinov2.data.params import images_of_process
+from dinov2.params import InputError
+from dinov2.train.flops import OURS, StepFlops, flops_per_step
+from dinov2.train.memory import Holdings, Memory, checkpoint_bytes, memory_of_process
+from dinov2.train.params import Architecture, RecipeParams
+from dinov2.train.workload import workload
+
+GIB = 2**30
+RESERVE_GIB = 5.0
+"""Assumed for what memory.py does not count: CUDA's context, NCCL's buffers, a fragmented heap."""
+RECOMPUTE = ("none", "pointwise", "block")
+
+
+class GPU(NamedTuple):
+    """A kind of GPU as its data sheet has it."""
+
+    name: str
+    peak_tflops: float
+    """bf16, dense."""
+    memory_gib: float
+    """As PyTorch sees it."""
+
+
+GPUS = (GPU("A100 80 GB", 312, 79), GPU("H100 80 GB", 989, 79), GPU("H200", 989, 139))
+
+
+class Assumptions(NamedTuple):
+    """What a plan of a training takes for granted.
+
+    processes: how many there are; default: as many as launch gives.
+    mfu: share of a GPU's bf16 peak at which the model's FLOPs are done (published DINOv2 runs: 0.31 to 0.39 on A100).
+    image_kb: bytes of an image in the shards (ImageNet's JPEGs have about 110 kB).
+    """
+
+    processes: int | None = None
+    mfu: float = 0.4
+    image_kb: float = 110.0
+
+
+class Launched(NamedTuple):
+    """What launch gives the stage."""
+
+    nodes: int
+    gpus_per_node: int
+    timeout_min: int
+
+    @property
+    def processes(self) -> int:
+        """One a GPU, or one a node without any."""
+        return self.nodes * max(1, self.gpus_per_node)
+
+
+class Efficiency(NamedTuple):
+    """How a recipe is carried out, as far as the plan needs it."""
+
+    precision: str
+    recompute: str
+    num_micro_batches: int
+    shard_processes: int | None
+    """Processes over which one copy of the networks is spread; None: over all."""
+
+
+def efficiency_of(recipe: RecipeParams) -> Efficiency:
+    """What the recipe says of it."""
+    return Efficiency(recipe.precision, recompute="none", num_micro_batches=1, shard_processes=None)
+
+
+def plan_training(
+    stage: str, recipe: RecipeParams, architecture: Architecture, launched: Launched, assumed: Assumptions
+) -> Iterator[str]:
+    """The plan, line by line.
+
+    Raises InputError as training would (a batch that does not divide among the processes), after the lines that do not
+    depend on it, and for assumptions out of range.
+    """
+    if not 0 < assumed.mfu <= 1:
+        raise InputError(f"--mfu is {assumed.mfu}, no share of a GPU's peak; take one above 0, up to 1")
+    num_processes = launched.processes if assumed.processes is None else assumed.processes
+    if num_processes < 1:
+        raise InputError(f"--processes is {num_processes}; take at least 1")
+    how = efficiency_of(recipe)
+    flops = flops_per_step(recipe, architecture, num_processes=num_processes, counting=OURS._replace(recompute="none"))
+    yield f"{stage}: counted unless it says assumed or estimated"
+    yield from _networks(architecture)
+    yield from _run(recipe, architecture, flops, assumed)
+    where = f"{launched.nodes} nodes of {launched.gpus_per_node} GPUs"
+    if assumed.processes is not None:
+        where = "as asked"
+    elif launched.gpus_per_node == 0:
+        where = f"{launched.nodes} nodes without GPUs"
+    yield f"processes   {num_processes:,} ({where})"
+    holdings, lines = _shards(architecture, how.shard_processes or num_processes)
+    yield from lines
+    num_images = images_of_process(recipe.batch_size, recipe.group_size, num_processes)
+    yield (
+        f"batch       {num_images} images a process, {num_images // how.num_micro_batches} at a time, "
+        f"groups of {recipe.group_size}"
+    )
+    memories = {
+        recompute: memory_of_process(
+            recipe, architecture, holdings, num_images=num_images // how.num_micro_batches,
+            low_precision=how.precision != "fp32", counting=OURS._replace(recompute=recompute),
+        )
+        for recompute in RECOMPUTE
+    }  # fmt: skip
+    yield from _memory(memories, how)
+    if launched.gpus_per_node == 0 and assumed.processes is None:
+        yield f"time        not estimated: launch gives {stage} no GPU"
+        return
+    again = flops_per_step(recipe, architecture, num_processes=num_processes, counting=OURS._replace(recompute="block"))
+    done = flops.total + (again.executed - flops.executed if how.recompute == "block" else 0)
+    seconds = {gpu: done / (num_processes * gpu.peak_tflops * 1e12 * assumed.mfu) for gpu in GPUS}
+    yield from _time(seconds, recipe, launched, num_processes, assumed, {gpu: _fit(gpu, memories, how) for gpu in GPUS})
+
+
+def _networks(architecture: Architecture) -> Iterator[str]:
+    whole, _ = _shards(architecture, 1)
+    model = architecture.model
+    heads = sum(1 for head in (architecture.dino_head, architecture.ibot_head) if head)
+    yield (
+        f"networks    {whole.local:,} parameters with {heads} head{'s' if heads > 1 else ''}, in student and teacher "
+        f"each: {model.depth} blocks of {model.dim}, {model.ffn}, patches of {model.patch_size} px"
+    )
+
+
+def _run(recipe: RecipeParams, architecture: Architecture, flops: StepFlops, assumed: Assumptions) -> Iterator[str]:
+    """Steps, images, tokens, FLOPs, bytes read, checkpoints."""
+    steps, num_images = recipe.num_steps, recipe.num_steps * recipe.batch_size
+    one = workload(recipe, architecture.model, recipe.group_size)
+    student, teacher = (sum(shape.tokens for shape in shapes) // one.images for shapes in (one.student, one.teacher))
+    yield f"run         {steps:,} steps of {recipe.batch_size:,} images: {num_images:,} images"
+    yield (
+        f"tokens      {student} in the student and {teacher} in the teacher an image; "
+        f"{(student + teacher) * recipe.batch_size:,} a step, {(student + teacher) * num_images:.3g} in the run"
+    )
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {_tera(value)}" for name, value in flops._asdict().items() if name != "recomputed"
+    )
+    yield f"FLOPs       {_tera(flops.total)} TFLOP a step, {flops.total * steps:.3g} FLOP in the run"
+    yield f"            {parts}; {_tera(flops.recomputed)} more are done again to save memory"
+    yield f"            {flops.total / recipe.batch_size / 1e9:,.0f} GFLOP an image"
+    read = num_images * assumed.image_kb * 1e3
+    yield f"reads       {read / 1e12:,.3g} TB, at an assumed {assumed.image_kb:g} kB an image"
+    one_checkpoint = checkpoint_bytes(_shards(architecture, 1)[0].local)
+    yield (
+        f"checkpoint  {one_checkpoint / 1e9:,.3g} GB every {recipe.checkpoint_every_steps:,} steps; the newest "
+        f"{recipe.keep_checkpoints} stay: {recipe.keep_checkpoints * one_checkpoint / 1e9:,.3g} GB"
+    )
+
+
+def _tera(value: float) -> str:
+    """A count of operations in 10^12, to three figures or the whole number."""
+    tera = value / 1e12
+    return f"{tera:,.0f}" if tera >= 100 else f"{tera:.3g}"
+
+
+def _shards(architecture: Architecture, num_shards: int) -> tuple[Holdings, list[str]]:
+    """What rank 0, which holds the most, has of a network in `num_shards` parts; built on the meta device."""
+    from dinov2.train.rehearse import rehearse_holdings  # torch only here
+
+    first = rehearse_holdings(architecture, rank=0, num_processes=num_shards)
+    if num_shards == 1:
+        return first, ["shards      none: every process holds whole networks"]
+    last = rehearse_holdings(architecture, rank=num_shards - 1, num_processes=num_shards)
+    return first, [
+        f"shards      {num_shards:,}, built on the meta device; of a network's parameters rank 0 holds {first.local:,}, the "
+        f"most ({4 * first.local / 2**20:,.1f} MiB in fp32), and the last rank {last.local:,}"
+    ]
+
+
+def _memory(memories: dict[str, Memory], how: Efficiency) -> Iterator[str]:
+    yield f"memory      GiB of rank 0, estimated for {how.precision} without compilation"
+    memory = memories[how.recompute]
+    parts = [f"{name} {value / GIB:.2f}" for name, value in memory._asdict().items() if name != "activations"]
+    yield f"            {', '.join(parts)}"
+    for recompute, memory in memories.items():
+        mark = "  (this recipe)" if recompute == how.recompute else ""
+        yield (
+            f"            recompute {recompute:<10} activations {memory.activations / GIB:6.2f}   "
+            f"in all {memory.total / GIB:6.2f}{mark}"
+        )
+
+
+def _fit(gpu: GPU, memories: dict[str, Memory], how: Efficiency) -> str:
+    """Whether it fits into the GPU's memory, and else what would."""
+    needs = {recompute: memory.total / GIB + RESERVE_GIB for recompute, memory in memories.items()}
+    if needs[how.recompute] <= gpu.memory_gib:
+        return "fits"
+    short = f"{needs[how.recompute] - gpu.memory_gib:.0f} GiB short"
+    for recompute in RECOMPUTE[RECOMPUTE.index(how.recompute) + 1 :]:
+        if needs[recompute] <= gpu.memory_gib:
+            return f"{short}; recompute: {recompute} fits"
+    return f"{short}; take more micro-batches or processes"
+
+
+def _time(
+    seconds: dict[GPU, float],
+    recipe: RecipeParams,
+    launched: Launched,
+    num_processes: int,
+    assumed: Assumptions,
+    fits: dict[GPU, str],
+) -> Iterator[str]:
+    limit_h = launched.timeout_min / 60
+    yield f"time        at an assumed MFU of {assumed.mfu:g}, and {RESERVE_GIB:g} GiB assumed for CUDA and NCCL"
+    head = f"{'bf16 peak':>10} {'step':>8} {'run':>9} {'GPU-hours':>10}"
+    yield f"            {'':<11}{head}  {limit_h:g} h of launch       memory"
+    for gpu, step_s in seconds.items():
+        hours = step_s * recipe.num_steps / 3600
+        jobs = -(-hours // limit_h)
+        within = "fits" if jobs <= 1 else f"{hours - limit_h:,.0f} h short: {jobs:.0f} jobs"
+        row = f"{gpu.peak_tflops:>6g} TF/s {step_s:>6.3g} s {hours:>7,.1f} h {hours * num_processes:>10,.0f}"
+        yield f"            {gpu.name:<11}{row}  {within:<22} {gpu.memory_gib:g} GiB: {fits[gpu]}"
+    if any(step_s * recipe.num_steps / 3600 > limit_h for step_s in seconds.values()):
+        yield f"            a job is stopped after {limit_h:g} h, saves, and is taken up again by the next"
