@@ -1,8 +1,8 @@
 """`python -m tasks.<stage> --plan`: what the stage would do and need. Takes no inputs, submits nothing, leaves no trace.
 
 A stage has a plan if its module has a function `plan` that gives lines. It is supplied with what its arguments name:
-`params` (its section), `params_file`, `launched` (nodes, GPUs and time that launch gives it), and `assumed`, a NamedTuple
-of what the plan takes for granted, each field of which is an option of the command line with the field's default.
+`params` (its section), `params_file`, `launched` (nodes, GPUs and time that launch gives it), and `assumed`, a
+NamedTuple of what the plan takes for granted, each field of which is an option with the field's default.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from tasks.resources import LaunchParams
 
 def print_plan(stage: str, module: Any, params_file: Path) -> int:
     """Print the plan of `stage`, whose task file is `module`; returns the exit code."""
+    make = getattr(module, "plan", None)
+    if make is None:
+        sys.stderr.write(f"{stage}: this stage has no plan; run it without --plan\n")
+        return 2
     try:
-        make = getattr(module, "plan", None)
-        if make is None:
-            raise InputError("this stage has no plan; run it without --plan")
         options = _parse(stage, make, params_file)
         for line in _lines(stage, make, options):
             print(line, flush=True)

@@ -35,6 +35,13 @@ def draw_masks(
     return torch.from_numpy(masks).view(2, num_images, grid * grid)
 
 
+def max_masked(params: MaskParams, *, num_images: int, grid: int) -> int:
+    """Patches that the masks of one group may cover at most (2,496 of 32 images with the paper's values)."""
+    num_masked = int(2 * num_images * params.probability)
+    bounds = np.linspace(params.ratio_min, params.ratio_max, num_masked + 1).tolist()
+    return sum(int(grid * grid * high) for high in bounds[1:])
+
+
 def draw_blocks(mask: np.ndarray, num_patches: int, generator: random.Random) -> None:
     """Mask rectangles in `mask` [grid grid] until `num_patches` are masked or none of ten more rectangles fits."""
     grid = len(mask)

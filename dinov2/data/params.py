@@ -51,11 +51,15 @@ class MaskParams(Params):
     """Largest share of a masked crop's patches that is masked."""
 
 
-def images_of_process(batch_size: int, group_size: int, num_processes: int) -> int:
-    """How many of a step's `batch_size` images each process makes: whole groups. Raises InputError if they don't divide."""
-    if batch_size % (num_processes * group_size):
+def images_of_process(batch_size: int, group_size: int, num_processes: int, *, num_parts: int = 1) -> int:
+    """How many of a step's `batch_size` images each process makes: equal parts of whole groups.
+
+    Raises InputError if they don't divide so.
+    """
+    if batch_size % (num_processes * num_parts * group_size):
+        parts = f" with {num_parts} micro-batches each" if num_parts > 1 else ""
         raise InputError(
-            f"batch_size {batch_size} does not divide into {num_processes} processes of whole groups of {group_size}; "
-            "change batch_size, group_size or the number of processes"
+            f"batch_size {batch_size} does not divide into {num_processes} processes{parts} of whole groups of "
+            f"{group_size}; change batch_size, group_size or the number of processes"
         )
     return batch_size // num_processes

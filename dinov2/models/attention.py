@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dinov2.params import InputError
 
-Backend = Literal["sdpa", "xformers"]
+Backend = Literal["sdpa", "xformers", "varlen"]
 
 Shape = tuple[int, int]
 """(samples, tokens of each): a stretch of a packed matrix of tokens, whose stretches follow one another."""

@@ -92,7 +92,10 @@ def _train_students(
     state, architecture = read_training(teacher)
     patch_size = architecture.model.patch_size
     check_sizes(recipe, patch_size)
-    frozen = build_network(architecture.model, architecture.dino_head, architecture.ibot_head, recipe.attention)
+    attention = recipe.efficiency.attention
+    frozen = build_network(
+        architecture.model, architecture.dino_head, architecture.ibot_head, attention=attention, recompute="none"
+    )
     frozen.load_state_dict(part(state, "teacher."), strict=True)
     learning = Distillation(
         Distiller(frozen, recipe.loss, group_size=recipe.group_size),
@@ -125,5 +128,6 @@ def _fresh(recipe: RecipeParams, architecture: Architecture) -> DistilledStudent
     # Anew for each, so that no student depends on which others there are; and never the teacher's own first weights.
     torch.manual_seed(integer_seed("students", recipe.seed, 0, 0))
     return DistilledStudent(
-        architecture.model, architecture.dino_head, architecture.ibot_head, attention=recipe.attention
-    )
+        architecture.model, architecture.dino_head, architecture.ibot_head,
+        attention=recipe.efficiency.attention, recompute=recipe.efficiency.recompute,
+    )  # fmt: skip

@@ -76,7 +76,7 @@ def flops_per_step(
         teacher=teacher + _embed(model, work.teacher),
         student_forward=student + embed,
         student_backward=2 * student + embed,
-        heads=_heads(architecture, work) + _koleo(recipe, model, work),
+        heads=_heads(architecture, work) + _losses(recipe, architecture, work),
         recomputed=recomputed,
     )
 
@@ -133,9 +133,11 @@ def _logits(head: HeadParams) -> int:
     return 2 * head.bottleneck_dim * head.num_prototypes
 
 
-def _koleo(recipe: RecipeParams, model: ViTParams, work: Workload) -> int:
-    """Cosines of every image with its group's; which one is nearest has no gradient."""
-    return 2 * work.spread_cls * recipe.group_size * model.dim
+def _losses(recipe: RecipeParams, architecture: Architecture, work: Workload) -> int:
+    """KoLeo's cosines of every image with its group's (which is nearest has no gradient), and the sums of both global
+    crops' targets that each of the student's crops is asked."""
+    cosines = 2 * work.spread_cls * recipe.group_size * architecture.model.dim
+    return cosines + 2 * 2 * work.student_cls * architecture.dino_head.num_prototypes
 
 
 def _logits_again(recipe: RecipeParams, architecture: Architecture, work: Workload, num_processes: int) -> int:
@@ -146,5 +148,5 @@ def _logits_again(recipe: RecipeParams, architecture: Architecture, work: Worklo
     for head, teacher_rows, student_rows in heads_with_rows(architecture, work):
         kept = KEPT_LOGITS_BYTES * num_processes // (4 * head.num_prototypes)  # rows, of all processes
         total += teacher_rows * _logits(head) * (1 if teacher_rows <= kept else passes)
-        total += student_rows * _logits(head) * (0 if student_rows <= kept else 1)
+        total += student_rows * _logits(head) * (0 if student_rows <= kept * recipe.efficiency.num_micro_batches else 1)
     return total

@@ -1,4 +1,4 @@
-"""The training loop: schedules, steps, clipping, averages, curves, checkpoints, and being stopped in good order.
+"""The training loop: schedules, steps, curves, checkpoints, and being stopped in good order.
 
 Everything that has an effect stands here: optimiser, clock, disk. The mathematics is a `Learning`. One process on a CPU
 runs the same code as many on GPUs. Randomness is drawn from (seed, step), so a resumed run equals an uninterrupted one.
@@ -6,66 +6,31 @@ runs the same code as many on GPUs. Randomness is drawn from (seed, step), so a 
 
 import logging
 import time
-from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from dinov2.data.collate import BadSamples, Collator, RawBatch, finish
 from dinov2.data.loader import Loader
+from dinov2.data.masking import max_masked
 from dinov2.data.sampler import Source
-from dinov2.distributed import all_reduce_sum, rank, world_size
-from dinov2.progress import bar
+from dinov2.distributed import rank, world_size
 from dinov2.train.checkpoint import Checkpoints
-from dinov2.train.curves import append_row
 from dinov2.train.interrupt import Interruption
 from dinov2.train.learning import Learning
 from dinov2.train.monitor import Monitor
 from dinov2.train.objective import Batch
-from dinov2.train.optim import build_optimizer, clip, set_rates
-from dinov2.train.parallelize import autocast, parallelize
+from dinov2.train.outcomes import DivergedError, Outcomes, Progress
+from dinov2.train.parallelize import parallelize
 from dinov2.train.params import RecipeParams
 from dinov2.train.schedules import StepValues, values_at
+from dinov2.train.step import Optimisers, build_optimisers, take_step
+
+__all__ = ["DivergedError", "train"]
 
 logger = logging.getLogger(__name__)
-
-MAX_SKIPPED_IN_A_ROW = 5
-MAX_DUMPED_BATCHES = 5
-PROGRESS_EVERY_S = 5.0
-
-
-class DivergedError(RuntimeError):
-    """Losses or gradients stayed infinite or NaN."""
-
-
-@dataclass
-class Progress:
-    """What goes on from one start of a run to the next, and what tells how fast this start is."""
-
-    step: int
-    """Steps done."""
-    skipped: dict[str, int]
-    """Steps without an update, by learner."""
-    skipped_in_a_row: dict[str, int]
-    started_step: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    waited_s: float = 0.0
-    shown: float = field(default_factory=time.perf_counter)
-
-    def extra(self) -> dict[str, dict[str, int]]:
-        """What a checkpoint remembers."""
-        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
-
-    def rates(self, batch_size: int) -> dict[str, float]:
-        """images_per_s and the share of time spent waiting for data, since this start."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        return {
-            "images_per_s": (self.step - self.started_step) * batch_size / seconds,
-            "data_wait_share": self.waited_s / seconds,
-        }
 
 
 def train(
@@ -81,29 +46,30 @@ def train(
     """Train to the last step, from the newest checkpoint in `work` if there is one; returns skipped steps by learner.
 
     Writes work/metrics.jsonl, work/checkpoints/, work/bad_samples.jsonl. Raises InputError for a checkpoint of another
-    fingerprint or unreadable images, DivergedError after five steps in a row that were not finite.
+    fingerprint or unreadable images, DivergedError after too many steps in a row that were not finite.
     """
-    parallelize(learning.networks(), params.precision, device)
+    parallelize(learning.networks(), params.efficiency, device)
     learners = learning.learners()
-    optimizers: dict[str, Optimizer] = {name: build_optimizer(net, params.optim) for name, net in learners.items()}
+    optimisers = {name: build_optimisers(network, params, device) for name, network in learners.items()}
+    adamws = {name: each.adamw for name, each in optimisers.items()}
     checkpoints = Checkpoints(work / "checkpoints", fingerprint=fingerprint, num_kept=params.keep_checkpoints)
     progress = Progress(0, dict.fromkeys(learners, 0), dict.fromkeys(learners, 0))
-    loaded = checkpoints.load_newest(learning.saved, optimizers)
+    loaded = checkpoints.load_newest(learning.saved, adamws)
     if loaded is not None:
-        progress.step = progress.started_step = loaded[0]
-        progress.skipped, progress.skipped_in_a_row = loaded[1]["skipped"], loaded[1]["skipped_in_a_row"]
+        _go_on(progress, *loaded, optimisers)
         logger.info("going on after step %d of %d", progress.step, params.num_steps)
     if progress.step >= params.num_steps:
         return progress.skipped
     work.mkdir(parents=True, exist_ok=True)
-    monitor = Monitor(
-        source, num_images=params.monitor_images, size_px=params.crops.global_size_px, seed=params.seed, device=device
+    outcomes = Outcomes(
+        params, progress, work=work, watch=_watch(learning, params, source, device), dump=_dumper(params, work)
     )
     collator = Collator(
         source, params.crops, params.masks, seed=params.seed, batch_size=params.batch_size,
         group_size=params.group_size, patch_size=patch_size, rank=rank(), world_size=world_size(),
         bad_samples=BadSamples(work / "bad_samples.jsonl"),
     )  # fmt: skip
+    most_masked = _most_masked(params, patch_size) if params.efficiency.compile else 0
     for network in learners.values():
         network.train()
 
@@ -116,20 +82,20 @@ def train(
         progress.started = progress.shown = asked = time.perf_counter()
         for raw, crops in loader:
             progress.waited_s += time.perf_counter() - asked
-            batch = Batch(*(crops if crops is not None else finish(raw, device)))
+            batch = Batch(*(crops if crops is not None else finish(raw, device)), most_masked)
             values = values_at(progress.step, params.schedule, num_steps=params.num_steps, peak_lr=params.peak_lr)
-            losses, updated = _step(
+            outcome = take_step(
                 learning, params, batch,
-                group_seeds=raw.group_seeds, values=values, optimizers=optimizers, device=device,
+                group_seeds=raw.group_seeds, values=values, optimisers=optimisers, device=device,
             )  # fmt: skip
-            _count_skipped(updated, losses, progress, raw, work)
             progress.step += 1
-            _record(learning, params, progress, losses=losses, values=values, monitor=monitor, work=work)
+            outcomes.add(raw, values, outcome)
 
             signal_number = interruption.agreed(device)
             is_last = progress.step == params.num_steps
             if signal_number is not None or is_last or progress.step % params.checkpoint_every_steps == 0:
-                checkpoints.save(progress.step, learning.saved, optimizers, progress.extra())
+                outcomes.settle()
+                checkpoints.save(progress.step, learning.saved, adamws, _extra(progress, optimisers))
             if signal_number is not None:
                 logger.warning("%s: saved after step %d", signal_number.name, progress.step)
                 interruption.pass_on(signal_number)
@@ -152,114 +118,48 @@ def _load(collator: Collator, step: int, device: torch.device) -> tuple[RawBatch
     return pinned, None
 
 
-def _step(
-    learning: Learning,
-    params: RecipeParams,
-    batch: Batch,
-    *,
-    group_seeds: list[int],
-    values: StepValues,
-    optimizers: dict[str, Optimizer],
-    device: torch.device,
-) -> tuple[dict[str, float], dict[str, bool]]:
-    """One step of every learner; returns the losses and gradient norms of all, and whether each was updated.
-
-    A learner whose loss or gradient is not finite is left as it was. Losses are means over all processes.
-    """
-    learners = learning.learners()
-    for optimizer in optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-    report: dict[str, float] = {}
-    updated: dict[str, bool] = {}
-    with autocast(params, device):
-        each = learning.losses(batch, teacher_temperature=values.teacher_temperature, group_seeds=group_seeds)
-    while True:
-        with autocast(params, device):
-            item = next(each, None)
-            if item is None:
-                return report, updated
-            name, losses = item
-            total = learning.total(losses)
-        total.backward()
-        norms = clip(learners[name], params.optim.clip_norm)
-        terms = {**losses, "total": total}
-        means = all_reduce_sum(torch.stack([value.detach().float() for value in terms.values()])) / world_size()
-        numbers = torch.cat([means, torch.stack([norm.float() for norm in norms.values()])]).tolist()  # the one wait
-        keys = [*terms, *(f"grad_norm_{part}" for part in norms)]
-        report |= {_named(name, key): number for key, number in zip(keys, numbers, strict=True)}
-        updated[name] = all(isfinite(number) for number in numbers)
-        if updated[name]:
-            rates = {"lr": values.lr, "last_layer_lr": values.last_layer_lr, "weight_decay": values.weight_decay}
-            set_rates(optimizers[name], **rates)
-            optimizers[name].step()
-            learning.update_average(name, values.momentum)
+def _most_masked(params: RecipeParams, patch_size: int) -> int:
+    """Patches that the masks of one process's batch may cover."""
+    grid = params.crops.global_size_px // patch_size
+    num_groups = params.batch_size // world_size() // params.group_size
+    return num_groups * max_masked(params.masks, num_images=params.group_size, grid=grid)
 
 
-def _named(learner: str, key: str) -> str:
-    return f"{learner}/{key}" if learner else key
-
-
-def _count_skipped(
-    updated: dict[str, bool], losses: dict[str, float], progress: Progress, raw: RawBatch, work: Path
-) -> None:
-    """Count, dump and tell of what was not finite; raises DivergedError after five steps in a row."""
-    for name, was_updated in updated.items():
-        if was_updated:
-            progress.skipped_in_a_row[name] = 0
-            continue
-        progress.skipped[name] += 1
-        progress.skipped_in_a_row[name] += 1
-        bad = [key for key, value in losses.items() if not isfinite(value) and key.startswith(_named(name, ""))]
-        where = f"step {progress.step}" + (f" of {name}" if name else "")
-        logger.warning("%s: %s not finite, so nothing was updated", where, ", ".join(bad))
-        folder = work / "not_finite"
-        if len(list(folder.glob("*.pt"))) < MAX_DUMPED_BATCHES:
-            folder.mkdir(exist_ok=True)
-            torch.save(tuple(raw), folder / f"step-{progress.step:09d}-rank-{rank()}.pt")
-        if progress.skipped_in_a_row[name] >= MAX_SKIPPED_IN_A_ROW:
-            raise DivergedError(
-                f"{', '.join(bad)} not finite at {where}, {MAX_SKIPPED_IN_A_ROW} steps in a row; "
-                f"lower base_lr or look at the batches in {folder}"
-            )
-
-
-def _record(
-    learning: Learning,
-    params: RecipeParams,
-    progress: Progress,
-    *,
-    losses: dict[str, float],
-    values: StepValues,
-    monitor: Monitor,
-    work: Path,
-) -> None:
-    """Add to the curves and show a line, each when it is due."""
-    is_end = progress.step in (1, params.num_steps)
-    watch = is_end or progress.step % params.monitor_every_steps == 0
-    if watch or progress.step % params.log_every_steps == 0:
-        row = {key: value for key, value in losses.items() if isfinite(value)}  # JSON has no NaN
-        row |= values._asdict() | progress.rates(params.batch_size)
-        if torch.cuda.is_available():
-            row["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        if watch:
-            for name, network in learning.watched().items():
-                seen = monitor.values(network, values.teacher_temperature)
-                row |= {_named(name, key): value for key, value in seen.items()}
-        if rank() == 0:
-            append_row(work / "metrics.jsonl", progress.step, row)
-    now = time.perf_counter()
-    if is_end or now - progress.shown >= PROGRESS_EVERY_S:
-        progress.shown = now
-        logger.info("%s", _line(progress, params, losses))
-
-
-def _line(progress: Progress, params: RecipeParams, losses: dict[str, float]) -> str:
-    rates = progress.rates(params.batch_size)
-    left_s = (params.num_steps - progress.step) * params.batch_size / max(rates["images_per_s"], 1e-9)
-    shown = {key: value for key, value in losses.items() if key.endswith("/total") or not ("/" in key or "grad" in key)}
-    totals = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
-    far = f"{bar(progress.step, params.num_steps)}  step {progress.step} of {params.num_steps}"
-    return (
-        f"{far}  {totals}  {rates['images_per_s']:.0f} images/s  "
-        f"wait {rates['data_wait_share']:.0%}  left {left_s // 60:.0f} min {left_s % 60:.0f} s"
+def _watch(learning: Learning, params: RecipeParams, source: Source, device: torch.device) -> Any:
+    """Looks at all watched networks, given the teacher's temperature; None if that is switched off."""
+    if params.watch.every_steps is None:
+        return None
+    monitor = Monitor(
+        source, num_images=params.watch.images, size_px=params.crops.global_size_px, seed=params.seed, device=device
     )
+
+    def watch(temperature: float) -> dict[str, float]:
+        seen = {name: monitor.values(network, temperature) for name, network in learning.watched().items()}
+        return {f"{name}/{key}" if name else key: value for name, row in seen.items() for key, value in row.items()}
+
+    return watch
+
+
+def _dumper(params: RecipeParams, work: Path) -> Any:
+    def dump(step: int, raw: RawBatch, values: StepValues, numbers: dict[str, float]) -> None:
+        folder = work / "not_finite"
+        if len(list(folder.glob("*.pt"))) < params.watch.max_dumps:
+            folder.mkdir(exist_ok=True)
+            torch.save(tuple(raw), folder / f"step-{step:09d}-rank-{rank()}.pt")
+
+    return dump
+
+
+def _extra(progress: Progress, optimisers: dict[str, Optimisers]) -> dict[str, Any]:
+    """What a checkpoint remembers beside tensors."""
+    scales = {name: each.scale.state() for name, each in optimisers.items() if each.scale is not None}
+    return {"skipped": progress.skipped, "skipped_in_a_row": progress.skipped_in_a_row, "loss_scales": scales}
+
+
+def _go_on(progress: Progress, step: int, extra: dict[str, Any], optimisers: dict[str, Optimisers]) -> None:
+    progress.step = progress.started_step = step
+    progress.skipped, progress.skipped_in_a_row = extra["skipped"], extra["skipped_in_a_row"]
+    for name, state in extra["loss_scales"].items():
+        scale = optimisers[name].scale
+        assert scale is not None, "a checkpoint of fp16 belongs to fp16: precision is in the fingerprint"
+        scale.load(state)

@@ -24,8 +24,10 @@ class Holdings(NamedTuple):
     """Of its own: a shard of each, all where there is one process."""
     block: int
     """Of one whole block: gathered where they are sharded."""
-    rest: int
-    """Of all that stays gathered through a step: embeddings, heads."""
+    embeddings: int
+    """Of what a backbone has beside its blocks: gathered through a step, as heads are."""
+    heads: int
+    """Of all heads."""
     sharded: bool
 
 
@@ -58,12 +60,11 @@ def memory_of_process(
     holdings: Holdings,
     *,
     num_images: int,
-    low_precision: bool,
     counting: Counting = OURS,
 ) -> Memory:
-    """Of a process that holds `holdings` and computes `num_images` at a time, in 16 bits or in fp32."""
+    """Of a process that holds `holdings` and computes `num_images` at a time."""
     work = workload(recipe, architecture.model, num_images)
-    width = 2 if low_precision else 4
+    width = 4 if recipe.efficiency.precision == "fp32" else 2
     crops = recipe.crops
     pixels = num_images * 3 * (2 * crops.global_size_px**2 + crops.num_local * crops.local_size_px**2)
     return Memory(
@@ -72,21 +73,22 @@ def memory_of_process(
         optimizer=2 * holdings.local * MASTER_BYTES,
         teacher=holdings.local * MASTER_BYTES,
         gathered=_gathered(holdings, width),
-        batch=pixels * (4 + (width if low_precision else 0)),
+        batch=pixels * (4 + (width if width < 4 else 0)),
         activations=activation_bytes(architecture, work, width, counting),
         logits=_logits(architecture, work, counting),
     )
 
 
 def _gathered(holdings: Holdings, width: int) -> int:
-    """Of a block and the one fetched ahead of it, and of the rest: weights, gradients, and fp32 for their sum.
+    """Of a block, the one fetched ahead of it, and the rest: weights, gradients, and gradients on their way.
 
-    One process has all in place; autocast then keeps a copy of the student's weights in 16 bits through a step.
+    Heads are gathered in fp32. One process has all in place; autocast then keeps a copy of the student's weights in 16
+    bits through a step.
     """
     if not holdings.sharded:
         return holdings.local * width if width < MASTER_BYTES else 0
-    student = (2 * holdings.block + holdings.rest) * (2 * width + 4)
-    return student + holdings.rest * width
+    student = (2 * holdings.block + holdings.embeddings) * 3 * width + holdings.heads * 3 * 4
+    return student + holdings.embeddings * width + holdings.heads * 4
 
 
 def activation_bytes(architecture: Architecture, work: Workload, width: int, counting: Counting) -> int:
@@ -140,15 +142,14 @@ def _heads_bytes(architecture: Architecture, work: Workload, width: int) -> int:
 
 
 def _logits(architecture: Architecture, work: Workload, counting: Counting) -> int:
-    """The largest head's matrices of logits, with every head's prototypes of both networks in fp32 and a gradient."""
-    matrices, prototypes = [0], 0
+    """The larger head's matrices of logits; the gradient they leave is among the gathered ones."""
+    sizes = [0]
     for head, teacher_rows, student_rows in heads_with_rows(architecture, work):
-        prototypes += 3 * 4 * head.bottleneck_dim * head.num_prototypes
         whole = max(teacher_rows, student_rows) * head.num_prototypes
         live = whole if counting.logits == "whole" else min(whole, BLOCK_LOGITS)
-        kept = 0 if counting.logits == "whole" else min(4 * whole, KEPT_LOGITS_BYTES)
-        matrices.append(LIVE_MATRICES * 4 * live + kept)
-    return max(matrices) + prototypes
+        kept = 4 * whole if counting.logits == "blocks" and 4 * whole <= KEPT_LOGITS_BYTES else 0
+        sizes.append(LIVE_MATRICES * 4 * live + kept)
+    return max(sizes)
 
 
 def checkpoint_bytes(num_parameters: int) -> int:

@@ -43,6 +43,8 @@ class Monitor:
         cls = torch.cat([backbone_of(network).features(part).cls for part in self.images.split(64)]).float()
         targets = torch.softmax(network["dino_head"](cls).float() / temperature, dim=1)
         network.train(was_training)
+        if not targets.isfinite().all():
+            return {}  # a run that goes wrong is told by its losses
         mean = targets.mean(dim=0)
         values = {
             "effective_rank": effective_rank(cls.cpu()),

@@ -11,7 +11,7 @@ from dinov2.data.params import images_of_process
 from dinov2.params import InputError
 from dinov2.train.flops import OURS, StepFlops, flops_per_step
 from dinov2.train.memory import Holdings, Memory, checkpoint_bytes, memory_of_process
-from dinov2.train.params import Architecture, RecipeParams
+from dinov2.train.params import Architecture, EfficiencyParams, RecipeParams
 from dinov2.train.workload import workload
 
 GIB = 2**30
@@ -59,21 +59,6 @@ class Launched(NamedTuple):
         return self.nodes * max(1, self.gpus_per_node)
 
 
-class Efficiency(NamedTuple):
-    """How a recipe is carried out, as far as the plan needs it."""
-
-    precision: str
-    recompute: str
-    num_micro_batches: int
-    shard_processes: int | None
-    """Processes over which one copy of the networks is spread; None: over all."""
-
-
-def efficiency_of(recipe: RecipeParams) -> Efficiency:
-    """What the recipe says of it."""
-    return Efficiency(recipe.precision, recompute="none", num_micro_batches=1, shard_processes=None)
-
-
 def plan_training(
     stage: str, recipe: RecipeParams, architecture: Architecture, launched: Launched, assumed: Assumptions
 ) -> Iterator[str]:
@@ -87,31 +72,26 @@ def plan_training(
     num_processes = launched.processes if assumed.processes is None else assumed.processes
     if num_processes < 1:
         raise InputError(f"--processes is {num_processes}; take at least 1")
-    how = efficiency_of(recipe)
-    flops = flops_per_step(recipe, architecture, num_processes=num_processes, counting=OURS._replace(recompute="none"))
-    yield f"{stage}: counted unless it says assumed or estimated"
-    yield from _networks(architecture)
+    how = recipe.efficiency
+    kept = OURS._replace(recompute="none")
+    flops = flops_per_step(recipe, architecture, num_processes=num_processes, counting=kept)
+    yield f"{stage}: what follows is counted, unless it says assumed or estimated"
+    yield from _networks(recipe, architecture)
     yield from _run(recipe, architecture, flops, assumed)
-    where = f"{launched.nodes} nodes of {launched.gpus_per_node} GPUs"
-    if assumed.processes is not None:
-        where = "as asked"
-    elif launched.gpus_per_node == 0:
-        where = f"{launched.nodes} nodes without GPUs"
-    yield f"processes   {num_processes:,} ({where})"
-    holdings, lines = _shards(architecture, how.shard_processes or num_processes)
-    yield from lines
-    num_images = images_of_process(recipe.batch_size, recipe.group_size, num_processes)
-    yield (
-        f"batch       {num_images} images a process, {num_images // how.num_micro_batches} at a time, "
-        f"groups of {recipe.group_size}"
+    yield f"processes   {num_processes:,} ({_where(launched) if assumed.processes is None else 'as asked'})"
+    holdings, line = _shards(recipe, architecture, num_processes)
+    yield line
+    num_images = images_of_process(
+        recipe.batch_size, recipe.group_size, num_processes, num_parts=how.num_micro_batches
     )
+    at_once = num_images // how.num_micro_batches
+    yield f"batch       {num_images} images a process, {at_once} at a time, in groups of {recipe.group_size}"
     memories = {
         recompute: memory_of_process(
-            recipe, architecture, holdings, num_images=num_images // how.num_micro_batches,
-            low_precision=how.precision != "fp32", counting=OURS._replace(recompute=recompute),
+            recipe, architecture, holdings, num_images=at_once, counting=OURS._replace(recompute=recompute)
         )
         for recompute in RECOMPUTE
-    }  # fmt: skip
+    }
     yield from _memory(memories, how)
     if launched.gpus_per_node == 0 and assumed.processes is None:
         yield f"time        not estimated: launch gives {stage} no GPU"
@@ -122,12 +102,17 @@ def plan_training(
     yield from _time(seconds, recipe, launched, num_processes, assumed, {gpu: _fit(gpu, memories, how) for gpu in GPUS})
 
 
-def _networks(architecture: Architecture) -> Iterator[str]:
-    whole, _ = _shards(architecture, 1)
-    model = architecture.model
+def _where(launched: Launched) -> str:
+    nodes = "1 node" if launched.nodes == 1 else f"{launched.nodes} nodes"
+    gpus = {0: "without GPUs", 1: "of 1 GPU"}.get(launched.gpus_per_node, f"of {launched.gpus_per_node} GPUs")
+    return f"{nodes} {gpus}"
+
+
+def _networks(recipe: RecipeParams, architecture: Architecture) -> Iterator[str]:
+    model, whole = architecture.model, _whole(recipe, architecture)
     heads = sum(1 for head in (architecture.dino_head, architecture.ibot_head) if head)
     yield (
-        f"networks    {whole.local:,} parameters with {heads} head{'s' if heads > 1 else ''}, in student and teacher "
+        f"networks    {whole:,} parameters with {heads} head{'s' if heads > 1 else ''}, in student and teacher "
         f"each: {model.depth} blocks of {model.dim}, {model.ffn}, patches of {model.patch_size} px"
     )
 
@@ -150,7 +135,7 @@ def _run(recipe: RecipeParams, architecture: Architecture, flops: StepFlops, ass
     yield f"            {flops.total / recipe.batch_size / 1e9:,.0f} GFLOP an image"
     read = num_images * assumed.image_kb * 1e3
     yield f"reads       {read / 1e12:,.3g} TB, at an assumed {assumed.image_kb:g} kB an image"
-    one_checkpoint = checkpoint_bytes(_shards(architecture, 1)[0].local)
+    one_checkpoint = checkpoint_bytes(_whole(recipe, architecture))
     yield (
         f"checkpoint  {one_checkpoint / 1e9:,.3g} GB every {recipe.checkpoint_every_steps:,} steps; the newest "
         f"{recipe.keep_checkpoints} stay: {recipe.keep_checkpoints * one_checkpoint / 1e9:,.3g} GB"
@@ -163,22 +148,33 @@ def _tera(value: float) -> str:
     return f"{tera:,.0f}" if tera >= 100 else f"{tera:.3g}"
 
 
-def _shards(architecture: Architecture, num_shards: int) -> tuple[Holdings, list[str]]:
-    """What rank 0, which holds the most, has of a network in `num_shards` parts; built on the meta device."""
-    from dinov2.train.rehearse import rehearse_holdings  # torch only here
+def _whole(recipe: RecipeParams, architecture: Architecture) -> int:
+    """Parameters of a network."""
+    from dinov2.train.rehearse import rehearse_holdings  # torch only here and below
 
-    first = rehearse_holdings(architecture, rank=0, num_processes=num_shards)
-    if num_shards == 1:
-        return first, ["shards      none: every process holds whole networks"]
-    last = rehearse_holdings(architecture, rank=num_shards - 1, num_processes=num_shards)
-    return first, [
-        f"shards      {num_shards:,}, built on the meta device; of a network's parameters rank 0 holds {first.local:,}, the "
-        f"most ({4 * first.local / 2**20:,.1f} MiB in fp32), and the last rank {last.local:,}"
-    ]
+    return rehearse_holdings(architecture, recipe.efficiency, rank=0, num_processes=1).local
 
 
-def _memory(memories: dict[str, Memory], how: Efficiency) -> Iterator[str]:
-    yield f"memory      GiB of rank 0, estimated for {how.precision} without compilation"
+def _shards(recipe: RecipeParams, architecture: Architecture, num_processes: int) -> tuple[Holdings, str]:
+    """What rank 0, which holds the most, has of a network; built on the meta device."""
+    from dinov2.train.rehearse import rehearse_holdings
+
+    first, last = (
+        rehearse_holdings(architecture, recipe.efficiency, rank=rank, num_processes=num_processes)
+        for rank in (0, num_processes - 1)
+    )
+    if num_processes == 1:
+        return first, "shards      none: one process holds whole networks"
+    num_shards = recipe.efficiency.shard_processes or num_processes
+    sizes = f"{4 * first.local / 2**20:,.1f} MiB in fp32"
+    return first, (
+        f"shards      {num_shards:,}, built on the meta device: of a network's parameters rank 0 holds {first.local:,}, "
+        f"the most ({sizes}), and the last rank {last.local:,}"
+    )
+
+
+def _memory(memories: dict[str, Memory], how: EfficiencyParams) -> Iterator[str]:
+    yield f"memory      GiB of rank 0, estimated for {how.precision} and blocks that are not compiled"
     memory = memories[how.recompute]
     parts = [f"{name} {value / GIB:.2f}" for name, value in memory._asdict().items() if name != "activations"]
     yield f"            {', '.join(parts)}"
@@ -190,7 +186,7 @@ def _memory(memories: dict[str, Memory], how: Efficiency) -> Iterator[str]:
         )
 
 
-def _fit(gpu: GPU, memories: dict[str, Memory], how: Efficiency) -> str:
+def _fit(gpu: GPU, memories: dict[str, Memory], how: EfficiencyParams) -> str:
     """Whether it fits into the GPU's memory, and else what would."""
     needs = {recompute: memory.total / GIB + RESERVE_GIB for recompute, memory in memories.items()}
     if needs[how.recompute] <= gpu.memory_gib:

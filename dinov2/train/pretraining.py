@@ -46,7 +46,7 @@ def pretrain(
         torch.manual_seed(recipe.seed)
         pair = StudentTeacher(
             architecture.model, architecture.dino_head, architecture.ibot_head, recipe.loss,
-            group_size=recipe.group_size, attention=recipe.attention,
+            group_size=recipe.group_size, attention=recipe.efficiency.attention, recompute=recipe.efficiency.recompute,
         )  # fmt: skip
         if initial is not None:
             pair.student.load_state_dict(part(initial, "student."), strict=True)

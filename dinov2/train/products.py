@@ -18,7 +18,7 @@ from dinov2.train.params import Architecture
 TRAINING = "training.safetensors"
 LICENCE = "not stated: it is for the owner of the training images to say"
 SHOWN = ("total", "dino_local", "dino_global", "ibot", "koleo", "effective_rank", "knn", "teacher_entropy", "lr")
-BY_SCHEDULE = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature")
+BY_SCHEDULE = ("lr", "backbone_lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature")
 
 
 def write_backbone(

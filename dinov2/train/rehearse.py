@@ -10,13 +10,11 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from dinov2.train.memory import Holdings
-from dinov2.train.objective import backbone_of, build_network
-from dinov2.train.parallelize import shard
-from dinov2.train.params import Architecture
+from dinov2.train.objective import backbone_of, build_network, local_part
+from dinov2.train.parallelize import DTYPES, process_mesh, shard_network
+from dinov2.train.params import Architecture, EfficiencyParams
 
 
 @contextmanager
@@ -31,35 +29,42 @@ def pretended_process(rank: int, num_processes: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def build_sharded(architecture: Architecture, *, rank: int, num_processes: int) -> nn.ModuleDict:
+def build_sharded(
+    architecture: Architecture, efficiency: EfficiencyParams, *, rank: int, num_processes: int
+) -> nn.ModuleDict:
     """A network (backbone and heads) as `rank` of `num_processes` holds it, on the meta device.
 
-    With several processes its parameters are DTensors, whose local parts are of use after this, too.
+    With several processes its parameters are DTensors, whose local parts are of use after this, too. Raises InputError
+    as training would if `shard_processes` does not divide the processes.
     """
     with torch.device("meta"):
-        network = build_network(architecture.model, architecture.dino_head, architecture.ibot_head, "sdpa")
+        network = build_network(architecture.model, architecture.dino_head, architecture.ibot_head)
     if num_processes > 1:
         with pretended_process(rank, num_processes):
-            shard(network, init_device_mesh("cpu", (num_processes,)), "bf16")
+            mesh = process_mesh(efficiency.shard_processes, torch.device("cpu"))  # of its own kind: meta has no mesh
+            shard_network(network, mesh, DTYPES[efficiency.precision])
     return network
 
 
-def rehearse_holdings(architecture: Architecture, *, rank: int, num_processes: int) -> Holdings:
-    """What `rank` of `num_processes` (one shard each) holds of a network.
+def rehearse_holdings(
+    architecture: Architecture, efficiency: EfficiencyParams, *, rank: int, num_processes: int
+) -> Holdings:
+    """What `rank` of `num_processes` holds of a network.
 
-    Every parameter is cut along its first dimension into parts of ceil(length / processes), for which it may not last to
-    the end: rank 0 holds the most, the last rank the least.
+    Every parameter is cut along its first dimension into parts of ceil(length / shards) rows, as far as they last: rank
+    0 holds the most, the last rank the least.
     """
-    network = build_sharded(architecture, rank=rank, num_processes=num_processes)
-    block = sum(parameter.numel() for parameter in backbone_of(network).blocks[0].parameters())
-    whole = sum(parameter.numel() for parameter in network.parameters())
+    network = build_sharded(architecture, efficiency, rank=rank, num_processes=num_processes)
+    sizes = {name: _numel(module) for name, module in network.items()}
+    blocks = _numel(backbone_of(network).blocks)
     return Holdings(
-        local=sum(_local(parameter).numel() for parameter in network.parameters()),
-        block=block,
-        rest=whole - block * architecture.model.depth,
+        local=sum(local_part(parameter).numel() for parameter in network.parameters()),
+        block=blocks // architecture.model.depth,
+        embeddings=sizes["backbone"] - blocks,
+        heads=sum(sizes.values()) - sizes["backbone"],
         sharded=num_processes > 1,
     )
 
 
-def _local(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

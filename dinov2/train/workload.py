@@ -43,13 +43,13 @@ class Workload(NamedTuple):
 
     @property
     def teacher_rows(self) -> int:
-        """Tokens of the teacher that anything is computed from."""
-        return self.teacher_cls + self.masked_patches
+        """Tokens of the teacher that come out of its last block: all CLS and the masked patches."""
+        return sum(shape.samples for shape in self.teacher) + self.masked_patches
 
     @property
     def student_rows(self) -> int:
         """The same of the student."""
-        return max(self.student_cls, self.spread_cls) + self.masked_patches
+        return sum(shape.samples for shape in self.student) + self.masked_patches
 
 
 def workload(recipe: RecipeParams, model: ViTParams, num_images: int) -> Workload:

@@ -1,0 +1,87 @@
+"""Our side of benchmarks/train_step.py: the training loop's own step. Started by it, not by hand."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from step_case import (
+    CLIP_NORM,
+    LAST_LAYER_LR,
+    LAYERSCALE,
+    LR,
+    MOMENTUM,
+    TEACHER_TEMPERATURE,
+    WEIGHT_DECAY,
+    Case,
+    Side,
+    read_batch,
+    serve,
+)
+
+from dinov2.params import read_yaml, validate
+from dinov2.train import loop
+from dinov2.train.learning import Pretraining
+from dinov2.train.objective import Batch
+from dinov2.train.optim import build_optimizer
+from dinov2.train.parallelize import parallelize
+from dinov2.train.params import TrainParams
+from dinov2.train.schedules import StepValues
+from dinov2.train.student_teacher import StudentTeacher
+
+PRESET = Path(__file__).parent.parent / "presets" / "paper-vitl.yaml"
+
+
+def train_params(case: Case, precision: str) -> TrainParams:
+    """The preset's `pretrain` section with the case's sizes: what the benchmark does not name is as in a real run."""
+    values = cast(dict[str, Any], read_yaml(PRESET)["pretrain"])
+    values["model"] |= {
+        "patch_size": case.patch_size, "dim": case.dim, "depth": case.depth, "heads": case.heads, "ffn": case.ffn,
+        "layerscale": LAYERSCALE, "drop_path": case.drop_path, "image_size_px": case.global_px,
+    }  # fmt: skip
+    for head in ("dino_head", "ibot_head"):
+        values[head] |= {"num_prototypes": case.num_prototypes, "bottleneck_dim": case.bottleneck_dim}
+    values["crops"] |= {
+        "global_size_px": case.global_px, "local_size_px": case.local_px, "num_local": case.num_local
+    }  # fmt: skip
+    values["optim"] |= {"clip_norm": CLIP_NORM}
+    values |= {"batch_size": case.batch_size, "group_size": case.batch_size, "precision": precision}
+    return validate(TrainParams, values, where="benchmark")
+
+
+def build(case: Case, folder: Path) -> Side:
+    """The student and its teacher with the weights in `folder`, and the loop's step over them."""
+    device = torch.device(case.device)
+    recipes = {precision: train_params(case, precision) for precision in ("fp32", "bf16")}
+    recipe = recipes["bf16"]
+    pair = StudentTeacher(
+        recipe.model, recipe.dino_head, recipe.ibot_head, recipe.loss,
+        group_size=recipe.group_size, attention=recipe.attention,
+    )  # fmt: skip
+    if (folder / "weights.pt").exists():
+        weights = torch.load(folder / "weights.pt", mmap=True)
+        pair.student.load_state_dict(weights, strict=True)
+        pair.teacher.load_state_dict(weights, strict=True)
+    learning = Pretraining(pair)
+    parallelize(learning.networks(), "bf16", device)
+    pair.train()
+    optimizers: dict[str, torch.optim.Optimizer] = {"": build_optimizer(pair.student, recipe.optim)}
+    read = read_batch(folder / "batch.pt")
+    batch = Batch(read.global_crops.to(device), read.local_crops.to(device), read.masks)
+    values = StepValues(
+        lr=LR, last_layer_lr=LAST_LAYER_LR, weight_decay=WEIGHT_DECAY, momentum=MOMENTUM,
+        teacher_temperature=TEACHER_TEMPERATURE,
+    )  # fmt: skip
+
+    def step(precision: str) -> dict[str, float]:
+        losses, updated = loop._step(
+            learning, recipes[precision], batch,
+            group_seeds=[case.seed], values=values, optimizers=optimizers, device=device,
+        )  # fmt: skip
+        assert all(updated.values()), losses
+        return {name: losses[name] for name in ("dino_local", "dino_global", "ibot", "koleo", "total")}
+
+    return Side(step, [pair], sum(p.numel() for p in pair.student.parameters()))
+
+
+if __name__ == "__main__":
+    serve(build)
