@@ -1,4 +1,4 @@
-"""`python -m tasks.<stage> --plan`: what the stage would do and need. Takes no inputs, submits nothing, leaves no trace.
+"""`python -m tasks.<stage> --plan`: what the stage would do and need. Reads no inputs, submits nothing.
 
 A stage has a plan if its module has a function `plan` that gives lines. It is supplied with what its arguments name:
 `params` (its section), `params_file`, `launched` (nodes, GPUs and time that launch gives it), and `assumed`, a

@@ -46,13 +46,17 @@ def main(run: Callable[..., Summary]) -> int:
     module = sys.modules[run.__module__]
     if "--plan" in sys.argv[1:]:
         return print_plan(stage, module, PARAMS_FILE)
+    return _main(stage, module.VERSION, run)
+
+
+def _main(stage: str, version: int, run: Callable[..., Summary]) -> int:
     options = _parse(stage, run)
     params_file = Path(options.pop("params"))
     instance = "@".join([stage, *(value for name, value in options.items() if _kinds(run)[name] is str)])
     failure = WORK / instance / "failure.json"
     failure.unlink(missing_ok=True)
     try:
-        _execute(stage, module.VERSION, run, options, params_file)
+        _execute(stage, version, run, options, params_file)
     except InputError as error:
         return _fail(failure, instance, "mistake", str(error), 2)
     except GateMissedError as error:

@@ -18,7 +18,7 @@ class Counting(NamedTuple):
     """How a step is done, as far as that changes what it costs and keeps."""
 
     last_block: Literal["needed", "all"]
-    """`needed`: only tokens that a loss looks at are projected and fed forward in the last block; `all`: every token."""
+    """`needed`: only tokens that a loss looks at are projected and fed forward in the last block; `all`: all are."""
     logits: Literal["blocks", "whole"]
     """`blocks`: computed anew for every pass over them, unless they are small; `whole`: once, and kept."""
     recompute: Literal["none", "pointwise", "block"]
@@ -67,7 +67,7 @@ def flops_per_step(
     teacher = _blocks(model, work.teacher, work.teacher_rows if needed else None)
     student = _blocks(model, work.kept, work.student_rows if needed else None)
     embed = _embed(model, work.student)
-    recomputed = _attention(model, work.kept) * model.depth // 2  # of its five backward products one is the scores again
+    recomputed = _attention(model, work.kept) * model.depth // 2  # the backward pass makes the scores once more
     if counting.recompute == "block":
         recomputed += student
     if counting.logits == "blocks":
@@ -82,7 +82,7 @@ def flops_per_step(
 
 
 def _blocks(model: ViTParams, shapes: list[Shape], needed_rows: int | None) -> int:
-    """Forward of all blocks; with `needed_rows`, only so many tokens pass the last one's projection and feed-forward."""
+    """Forward of all blocks; with `needed_rows`, only so many tokens pass the last one's projection and beyond."""
     if not shapes:
         return 0
     tokens = sum(shape.tokens for shape in shapes)

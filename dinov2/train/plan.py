@@ -1,10 +1,11 @@
 """What a training will cost and need, said before it runs: no inputs, no GPU, no process but this one.
 
-Counted: images, tokens, FLOPs, parameters, shards, sizes. Estimated: memory (memory.py says how). Assumed, and said so in
-the lines: the share of a GPU's peak, the size of an image, what CUDA takes.
+Counted: images, tokens, FLOPs, parameters, shards, sizes. Estimated: memory (memory.py says how). Assumed, and called
+so in the lines: the share of a GPU's peak, the size of an image, what CUDA takes.
 """
 
 from collections.abc import Iterator
+from math import ceil
 from typing import NamedTuple
 
 from dinov2.data.params import images_of_process
@@ -99,7 +100,10 @@ def plan_training(
     again = flops_per_step(recipe, architecture, num_processes=num_processes, counting=OURS._replace(recompute="block"))
     done = flops.total + (again.executed - flops.executed if how.recompute == "block" else 0)
     seconds = {gpu: done / (num_processes * gpu.peak_tflops * 1e12 * assumed.mfu) for gpu in GPUS}
-    yield from _time(seconds, recipe, launched, num_processes, assumed, {gpu: _fit(gpu, memories, how) for gpu in GPUS})
+    hours = {gpu: step_s * recipe.num_steps / 3600 for gpu, step_s in seconds.items()}
+    fits = {gpu: _fit(gpu, memories, how) for gpu in GPUS}
+    yield f"time        at an assumed MFU of {assumed.mfu:g}; memory with {RESERVE_GIB:g} GiB assumed for CUDA and NCCL"
+    yield from _table(seconds, hours, fits, limit_h=launched.timeout_min / 60, num_processes=num_processes)
 
 
 def _where(launched: Launched) -> str:
@@ -133,13 +137,21 @@ def _run(recipe: RecipeParams, architecture: Architecture, flops: StepFlops, ass
     yield f"FLOPs       {_tera(flops.total)} TFLOP a step, {flops.total * steps:.3g} FLOP in the run"
     yield f"            {parts}; {_tera(flops.recomputed)} more are done again to save memory"
     yield f"            {flops.total / recipe.batch_size / 1e9:,.0f} GFLOP an image"
-    read = num_images * assumed.image_kb * 1e3
-    yield f"reads       {read / 1e12:,.3g} TB, at an assumed {assumed.image_kb:g} kB an image"
+    read = _size(num_images * assumed.image_kb * 1e3)
+    yield f"reads       {read}, at an assumed {assumed.image_kb:g} kB an image"
     one_checkpoint = checkpoint_bytes(_whole(recipe, architecture))
     yield (
-        f"checkpoint  {one_checkpoint / 1e9:,.3g} GB every {recipe.checkpoint_every_steps:,} steps; the newest "
-        f"{recipe.keep_checkpoints} stay: {recipe.keep_checkpoints * one_checkpoint / 1e9:,.3g} GB"
+        f"checkpoint  {_size(one_checkpoint)} every {recipe.checkpoint_every_steps:,} steps; the newest "
+        f"{recipe.keep_checkpoints} stay: {_size(recipe.keep_checkpoints * one_checkpoint)}"
     )
+
+
+def _size(num_bytes: float) -> str:
+    """Bytes on disk, in the unit (of powers of 1,000) that suits."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:,.1f} {unit}"
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _tera(value: float) -> str:
@@ -168,53 +180,54 @@ def _shards(recipe: RecipeParams, architecture: Architecture, num_processes: int
     num_shards = recipe.efficiency.shard_processes or num_processes
     sizes = f"{4 * first.local / 2**20:,.1f} MiB in fp32"
     return first, (
-        f"shards      {num_shards:,}, built on the meta device: of a network's parameters rank 0 holds {first.local:,}, "
-        f"the most ({sizes}), and the last rank {last.local:,}"
+        f"shards      {num_shards:,}, built on the meta device: of a network's parameters rank 0 holds "
+        f"{first.local:,}, the most ({sizes}), and the last rank {last.local:,}"
     )
 
 
 def _memory(memories: dict[str, Memory], how: EfficiencyParams) -> Iterator[str]:
-    yield f"memory      GiB of rank 0, estimated for {how.precision} and blocks that are not compiled"
-    memory = memories[how.recompute]
+    yield f"memory      GiB of rank 0, estimated for {how.precision}"
+    memory = memories[_kept_like(how)]
     parts = [f"{name} {value / GIB:.2f}" for name, value in memory._asdict().items() if name != "activations"]
     yield f"            {', '.join(parts)}"
     for recompute, memory in memories.items():
-        mark = "  (this recipe)" if recompute == how.recompute else ""
+        mark = ""
+        if recompute == _kept_like(how):
+            mark = "  (this recipe)" if recompute == how.recompute else "  (this recipe, whose blocks are compiled)"
         yield (
             f"            recompute {recompute:<10} activations {memory.activations / GIB:6.2f}   "
             f"in all {memory.total / GIB:6.2f}{mark}"
         )
 
 
+def _kept_like(how: EfficiencyParams) -> str:
+    """Whose activations a recipe keeps: compiled blocks recompute what is pointwise by themselves."""
+    return "pointwise" if how.compile and how.recompute == "none" else how.recompute
+
+
 def _fit(gpu: GPU, memories: dict[str, Memory], how: EfficiencyParams) -> str:
     """Whether it fits into the GPU's memory, and else what would."""
     needs = {recompute: memory.total / GIB + RESERVE_GIB for recompute, memory in memories.items()}
-    if needs[how.recompute] <= gpu.memory_gib:
+    kept = _kept_like(how)
+    if needs[kept] <= gpu.memory_gib:
         return "fits"
-    short = f"{needs[how.recompute] - gpu.memory_gib:.0f} GiB short"
-    for recompute in RECOMPUTE[RECOMPUTE.index(how.recompute) + 1 :]:
+    short = f"{needs[kept] - gpu.memory_gib:.1f} GiB short"
+    for recompute in RECOMPUTE[RECOMPUTE.index(kept) + 1 :]:
         if needs[recompute] <= gpu.memory_gib:
             return f"{short}; recompute: {recompute} fits"
     return f"{short}; take more micro-batches or processes"
 
 
-def _time(
-    seconds: dict[GPU, float],
-    recipe: RecipeParams,
-    launched: Launched,
-    num_processes: int,
-    assumed: Assumptions,
-    fits: dict[GPU, str],
+def _table(
+    seconds: dict[GPU, float], hours: dict[GPU, float], fits: dict[GPU, str], *, limit_h: float, num_processes: int
 ) -> Iterator[str]:
-    limit_h = launched.timeout_min / 60
-    yield f"time        at an assumed MFU of {assumed.mfu:g}, and {RESERVE_GIB:g} GiB assumed for CUDA and NCCL"
-    head = f"{'bf16 peak':>10} {'step':>8} {'run':>9} {'GPU-hours':>10}"
-    yield f"            {'':<11}{head}  {limit_h:g} h of launch       memory"
+    """Of each GPU: seconds a step, hours of the run, and whether time and memory suffice."""
+    head = f"{'bf16 peak':>11} {'step':>9} {'run':>9} {'GPU-hours':>10}"
+    yield f"            {'':<10}{head}  {f'within {limit_h:g} h of launch':<24} memory"
     for gpu, step_s in seconds.items():
-        hours = step_s * recipe.num_steps / 3600
-        jobs = -(-hours // limit_h)
-        within = "fits" if jobs <= 1 else f"{hours - limit_h:,.0f} h short: {jobs:.0f} jobs"
-        row = f"{gpu.peak_tflops:>6g} TF/s {step_s:>6.3g} s {hours:>7,.1f} h {hours * num_processes:>10,.0f}"
-        yield f"            {gpu.name:<11}{row}  {within:<22} {gpu.memory_gib:g} GiB: {fits[gpu]}"
-    if any(step_s * recipe.num_steps / 3600 > limit_h for step_s in seconds.values()):
+        num_jobs = ceil(hours[gpu] / limit_h)
+        within = "fits" if num_jobs <= 1 else f"{hours[gpu] - limit_h:,.1f} h short: {num_jobs} jobs"
+        row = f"{gpu.peak_tflops:>6g} TF/s {step_s:>7.3g} s {hours[gpu]:>7,.1f} h {hours[gpu] * num_processes:>10,.0f}"
+        yield f"            {gpu.name:<10}{row}  {within:<24} {gpu.memory_gib:g} GiB: {fits[gpu]}"
+    if max(hours.values()) > limit_h:
         yield f"            a job is stopped after {limit_h:g} h, saves, and is taken up again by the next"
