@@ -146,7 +146,7 @@ def _run(recipe: RecipeParams, architecture: Architecture, flops: StepFlops, ass
     )
 
 
-def _size(num_bytes: float) -> str:
+def _size(num_bytes: int | float) -> str:
     """Bytes on disk, in the unit (of powers of 1,000) that suits."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9)):
         if num_bytes >= factor:
@@ -154,7 +154,7 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _tera(value: float) -> str:
+def _tera(value: int) -> str:
     """A count of operations in 10^12, to three figures or the whole number."""
     tera = value / 1e12
     return f"{tera:,.0f}" if tera >= 100 else f"{tera:.3g}"
