@@ -9,10 +9,12 @@ Cost:  the demo's takes under a minute on two cores; nothing where `backbone` na
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dinov2.records import Summary
-from dinov2.train.params import TrainParams
+from dinov2.train.params import Architecture, TrainParams
+from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
 VERSION = 1
@@ -31,7 +33,6 @@ def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summa
     from dinov2.hub import load_backbone, save_backbone
     from dinov2.train.curves import write_csv
     from dinov2.train.pretraining import pretrain
-    from dinov2.train.products import Architecture
 
     source = FolderSource(seeds)
     if params.backbone is not None:
@@ -40,6 +41,14 @@ def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summa
         return Summary(num_in=len(source), num_kept=len(source), dropped={}, metrics={})
     architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
     return pretrain(params, architecture, source, stage="bootstrap", out=out, work=work, initial=None)
+
+
+def plan(params: BootstrapParams, *, launched: Launched, assumed: Assumptions) -> Iterator[str]:
+    """What --plan prints."""
+    if params.backbone is not None:
+        return iter([f"bootstrap: takes the backbone in {params.backbone} as it is; nothing is trained"])
+    architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
+    return plan_training("bootstrap", params, architecture, launched, assumed)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,18 @@ Out:   out/backbone.safetensors, .json  the teacher's backbone
        out/training.safetensors         student and teacher with their heads, for highres
        out/curves.csv, figures/         losses, schedules, monitors
 Run:   python -m tasks.pretrain --retrieve data/retrieve --out data/pretrain
+       python -m tasks.pretrain --plan [--params presets/paper-vitg.yaml] [--processes 256]   what it will cost
 Cost:  the pipeline's largest; the demo's takes two or three minutes on two cores. Goes on from its last checkpoint.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dinov2.records import CURATED, Summary, read_table
 from dinov2.store import Store
-from dinov2.train.params import TrainParams
+from dinov2.train.params import Architecture, TrainParams
+from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
 VERSION = 1
@@ -28,7 +31,6 @@ def run(params: PretrainParams, *, retrieve: Path, out: Path, work: Path, store:
     from dinov2.data.sampler import ShardSource  # imported in the job, not in the submitter
     from dinov2.shards import ShardReader
     from dinov2.train.pretraining import pretrain
-    from dinov2.train.products import Architecture
 
     manifest = retrieve / "manifest.parquet"
     rows = read_table(manifest, CURATED)
@@ -36,6 +38,12 @@ def run(params: PretrainParams, *, retrieve: Path, out: Path, work: Path, store:
     architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
     source = ShardSource(rows, ShardReader(store))
     return pretrain(params, architecture, source, stage="pretrain", out=out, work=work, initial=None)
+
+
+def plan(params: PretrainParams, *, launched: Launched, assumed: Assumptions) -> Iterator[str]:
+    """What --plan prints."""
+    architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
+    return plan_training("pretrain", params, architecture, launched, assumed)
 
 
 if __name__ == "__main__":

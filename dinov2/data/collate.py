@@ -19,7 +19,7 @@ from dinov2.data.colour import Colours, recolour
 from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.draws import integer_seed, uniforms
 from dinov2.data.masking import draw_masks
-from dinov2.data.params import CropParams, MaskParams
+from dinov2.data.params import CropParams, MaskParams, images_of_process
 from dinov2.data.sampler import Source, sample_index
 from dinov2.params import InputError
 
@@ -99,11 +99,6 @@ class Collator:
         bad_samples: BadSamples,
     ) -> None:
         """`batch_size` counts all processes' images. Raises InputError if the groups do not divide among them."""
-        if batch_size % (world_size * group_size):
-            raise InputError(
-                f"batch_size {batch_size} does not divide into {world_size} processes of whole groups of {group_size}; "
-                "change batch_size, group_size or the number of processes"
-            )
         self.source = source
         self.crops = crops
         self.masks = masks
@@ -111,7 +106,7 @@ class Collator:
         self.batch_size = batch_size
         self.group_size = group_size
         self.patch_size = patch_size
-        self.num_images = batch_size // world_size
+        self.num_images = images_of_process(batch_size, group_size, world_size)
         self.first = rank * self.num_images
         self.bad_samples = bad_samples
 

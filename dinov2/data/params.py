@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dinov2.params import Params
+from dinov2.params import InputError, Params
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -49,3 +49,17 @@ class MaskParams(Params):
     """Smallest share of a masked crop's patches that is masked."""
     ratio_max: Share
     """Largest share of a masked crop's patches that is masked."""
+
+
+def images_of_process(batch_size: int, group_size: int, num_processes: int, *, num_parts: int = 1) -> int:
+    """How many of a step's `batch_size` images each process makes: equal parts of whole groups.
+
+    Raises InputError if they don't divide so.
+    """
+    if batch_size % (num_processes * num_parts * group_size):
+        parts = f" with {num_parts} micro-batches each" if num_parts > 1 else ""
+        raise InputError(
+            f"batch_size {batch_size} does not divide into {num_processes} processes{parts} of whole groups of "
+            f"{group_size}; change batch_size, group_size or the number of processes"
+        )
+    return batch_size // num_processes

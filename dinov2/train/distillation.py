@@ -21,9 +21,9 @@ from dinov2.train.distill import DistilledStudent, Distiller
 from dinov2.train.learning import Distillation
 from dinov2.train.loop import train
 from dinov2.train.objective import build_network
-from dinov2.train.params import RecipeParams
+from dinov2.train.params import Architecture, RecipeParams
 from dinov2.train.pretraining import check_sizes, local_device, summarise
-from dinov2.train.products import SHOWN, Architecture, final_metrics, part, read_training, rows_of, write_backbone
+from dinov2.train.products import SHOWN, final_metrics, part, read_training, rows_of, write_backbone
 
 logger = logging.getLogger(__name__)
 

@@ -26,13 +26,13 @@ def parallelize(networks: Iterable[nn.ModuleDict], params: EfficiencyParams, dev
     Every process must hold the same initial weights. Raises InputError if `shard_processes` does not divide the
     number of processes.
     """
-    mesh = _mesh(params.shard_processes, device) if world_size() > 1 else None
+    mesh = process_mesh(params.shard_processes, device) if world_size() > 1 else None
     for network in networks:
         network.to(device)
         if params.compile:
             compile_blocks(network)
         if mesh is not None:
-            _shard(network, mesh, DTYPES[params.precision])
+            shard_network(network, mesh, DTYPES[params.precision])
 
 
 def compile_blocks(network: nn.ModuleDict, *, backend: str = "inductor") -> None:
@@ -42,7 +42,7 @@ def compile_blocks(network: nn.ModuleDict, *, backend: str = "inductor") -> None
         block.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
-def _mesh(shard_processes: int | None, device: torch.device) -> DeviceMesh:
+def process_mesh(shard_processes: int | None, device: torch.device) -> DeviceMesh:
     """All processes in a line, or in rows of `shard_processes` which each hold one whole copy of the weights."""
     num = world_size()
     if shard_processes is None or shard_processes == num:
@@ -55,7 +55,7 @@ def _mesh(shard_processes: int | None, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def _shard(network: nn.ModuleDict, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def shard_network(network: nn.ModuleDict, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     low = None if dtype == torch.float32 else dtype
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=low, cast_forward_inputs=False)  # autocast decides
     backbone = backbone_of(network)

@@ -180,3 +180,11 @@ class TrainParams(RecipeParams):
     """Head of the patch-level loss; null: it shares dino_head."""
     init_from: InitialParams | None
     """The backbone to go on from, its positions resized to `model`'s; null: fresh weights."""
+
+
+class Architecture(Params):
+    """The networks of a training: all that their state dicts' names and shapes depend on."""
+
+    model: ViTParams
+    dino_head: HeadParams
+    ibot_head: HeadParams | None

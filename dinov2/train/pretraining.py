@@ -18,8 +18,8 @@ from dinov2.train.checkpoint import full_state
 from dinov2.train.curves import plot_losses, read_rows, write_csv
 from dinov2.train.learning import Pretraining
 from dinov2.train.loop import train
-from dinov2.train.params import RecipeParams
-from dinov2.train.products import SHOWN, TRAINING, Architecture, final_metrics, part, write_backbone, write_training
+from dinov2.train.params import Architecture, RecipeParams
+from dinov2.train.products import SHOWN, TRAINING, final_metrics, part, write_backbone, write_training
 from dinov2.train.student_teacher import StudentTeacher
 
 logger = logging.getLogger(__name__)
