@@ -22,6 +22,7 @@ from step_case import (
 
 from dinov2.data.masking import max_masked
 from dinov2.params import read_yaml, validate
+from dinov2.train.heap import keep_heap
 from dinov2.train.learning import Pretraining
 from dinov2.train.objective import Batch
 from dinov2.train.parallelize import parallelize
@@ -55,6 +56,8 @@ def train_params(case: Case, precision: str) -> TrainParams:
 def build(case: Case, folder: Path) -> Side:
     """The student and its teacher with the weights in `folder`, and the loop's step over them."""
     device = torch.device(case.device)
+    if device.type == "cpu":
+        keep_heap()  # as the loop does
     recipes = {precision: train_params(case, precision) for precision in ("fp32", "bf16")}
     recipe = recipes["bf16"]
     pair = StudentTeacher(

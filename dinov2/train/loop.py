@@ -18,6 +18,7 @@ from dinov2.data.masking import max_masked
 from dinov2.data.sampler import Source
 from dinov2.distributed import rank, world_size
 from dinov2.train.checkpoint import Checkpoints
+from dinov2.train.heap import keep_heap
 from dinov2.train.interrupt import Interruption
 from dinov2.train.learning import Learning
 from dinov2.train.monitor import Monitor
@@ -48,6 +49,8 @@ def train(
     Writes work/metrics.jsonl, work/checkpoints/, work/bad_samples.jsonl. Raises InputError for a checkpoint of another
     fingerprint or unreadable images, DivergedError after too many steps in a row that were not finite.
     """
+    if device.type == "cpu":
+        keep_heap()
     parallelize(learning.networks(), params.efficiency, device)
     learners = learning.learners()
     optimisers = {name: build_optimisers(network, params, device) for name, network in learners.items()}
