@@ -1,7 +1,7 @@
 """Memory of a process that trains on a CPU: freed tensors' pages are used again rather than given back.
 
-glibc maps every large tensor anew and gives it back when it is freed, so that a training step spends a tenth to a quarter
-of its time on page faults (benchmarks/train_step.py --keep-heap). The price is that memory of an earlier peak stays.
+glibc maps every large tensor anew and gives it back when it is freed, so that a training step spends up to a quarter of
+its time on page faults (benchmarks/train_step.py --keep-heap). The price is that memory of an earlier peak stays.
 """
 
 import ctypes
