@@ -4,8 +4,8 @@ Pure tensor operations in fp32, the same on every device. They follow torchvisio
 to [0, 1], contrast blends with the crop's mean gray, hue turns in HSV. Which crops a change touches is decided on the
 CPU, where the draws lie, so that a GPU is never waited for.
 
-The cost is memory traffic and, on a CPU, comparisons and gathering. So a GPU changes the whole batch at once, a CPU a few
-crops that change alike and fit its cache; hue has no branches, and the blur is sums of shifted crops.
+The cost is memory traffic and, on a CPU, comparisons and gathering. So a GPU changes the whole batch at once, a CPU a
+few crops that change alike and fit its cache; hue has no branches, and the blur is sums of shifted crops.
 """
 
 from itertools import permutations
@@ -72,7 +72,7 @@ def _steps(colours: Colours) -> Bool[np.ndarray, "steps n"]:
 def _recolour(x: Tensor, steps: Bool[np.ndarray, "steps n"], values: Tensor, normal: Tensor) -> Tensor:
     """`recolour` of floats from 0 to 255, in place."""
     x.div_(255)
-    for step in steps.any(axis=1).nonzero()[0]:
+    for step in np.flatnonzero(steps.any(axis=1)):
         change, own = CHANGES[STEPS[step]], values[STEPS[step]]
         if x.device.type == "cpu":
             for run in _runs(steps[step]):  # views, so that nothing is gathered
@@ -114,8 +114,8 @@ def turn_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[T
     """Move the hue by `turns` (1 is once round the circle, at most that), in place; in HSV, value and saturation stay.
 
     Without a comparison: q = (2 R - G - B) / chroma falls from 2 at red to -2 at the opposite cyan, in three straight
-    parts, so that the distance from red is 3/2 - q + clamp(q, -1, 1) / 2 sixths of the circle, on the side of G - B. And a
-    channel's value is straight in the distance from its own hue, between the least and the greatest value.
+    parts, so that the distance from red is 3/2 - q + clamp(q, -1, 1) / 2 sixths of the circle, on the side of G - B.
+    And a channel's value is straight in the distance from its own hue, between the least and the greatest value.
     """
     red, green, blue = x.unbind(1)  # [n h w]
     least = torch.minimum(red, green).minimum(blue)
@@ -137,7 +137,7 @@ def drop_colour(x: Float[Tensor, "n 3 h w"], _: Float[Tensor, " n"]) -> Float[Te
 
 
 def solarize(x: Float[Tensor, "n 3 h w"], _: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
-    """Invert bright values, in place: on all 256 levels what the reference's threshold of 128 gives, as 127 meets 255 - 128."""
+    """Invert bright values, in place: on all 256 levels it is the reference's threshold of 128, as 127 = 255 - 128."""
     return torch.minimum(x, 1 - x, out=x)
 
 

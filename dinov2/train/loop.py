@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from dinov2.data.collate import BadSamples, Collator, RawBatch, finish
 from dinov2.data.loader import Loader
-from dinov2.data.sampler import Source
+from dinov2.data.sources import Source
 from dinov2.distributed import all_reduce_sum, rank, world_size
 from dinov2.progress import bar
 from dinov2.train.checkpoint import Checkpoints
