@@ -4,10 +4,10 @@ Run:   python benchmarks/data_path.py --reference CHECKOUT --torchvision FOLDER 
        where CHECKOUT is a checkout of facebookresearch/dinov2 and FOLDER was made by
        pip install --no-deps --target FOLDER torchvision
 
-Both sides make 2 x 224 + 8 x 98 crops with the paper's probabilities from the same image files in memory, on one core,
-in turns; seconds are the process's CPU time. The reference's side is what its loader does with a sample: decode with
-Pillow, then DataAugmentationDINO, up to normalised floats. Ours is what the trainer does for a batch: order, draws,
-decode, crops, masks, and (where it says so) colours, blur and normalisation.
+Both sides make batches of 2 x 224 + 8 x 98 crops and their masks, with the paper's probabilities, from the same image
+files in memory, each in a process of its own on the same core, in turns; seconds are the process's CPU time. The
+reference's side is what a worker of its loader does: decode with Pillow, DataAugmentationDINO, collate. Ours is what a
+thread of our loader does: order, draws, decode, crops, masks, and (where it says so) colours, blur and normalisation.
 
 torchvision is the reference's, not ours: its wheel expects a CUDA build of torch, so two of its operators are declared
 here, as they are never called. Without --images the photographs of scikit-image are used.
@@ -23,6 +23,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,7 +38,6 @@ from dinov2.data.collate import BadSamples, Collator, finish
 from dinov2.data.params import CropParams, MaskParams
 from dinov2.data.sources import SUFFIXES
 
-CPU = torch.device("cpu")
 CROPS = CropParams(
     global_size_px=224, global_scale=(0.32, 1.0), local_size_px=98, local_scale=(0.05, 0.32), num_local=8,
     blur="reference", jitter_probability=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
@@ -43,8 +45,11 @@ CROPS = CropParams(
 )  # fmt: skip
 MASKS = MaskParams(probability=0.5, ratio_min=0.1, ratio_max=0.5)
 REFERENCE = "reference"
-BARS = {"ours, everything on the CPU": 5.0, "ours, colours and blur left to the device": 12.0}
+EVERYTHING = "ours, everything on the CPU"
+BARS = {EVERYTHING: 5.0, "ours, colours and blur left to the device": 12.0}
 BATCH = 32
+PATCH_PX = 14
+STATE: dict[str, Callable[[int], object]] = {}  # of a way's process
 
 
 class Images:
@@ -84,61 +89,85 @@ def read_images(folder: Path | None, count: int) -> list[bytes]:
     return files
 
 
-def reference_augmentation(checkout: Path, torchvision: Path) -> Callable[[Image.Image], object]:
-    """The reference's DataAugmentationDINO, as its training makes it."""
+def reference_work(files: list[bytes], checkout: Path, torchvision: Path) -> Callable[[int], object]:
+    """What a loader's worker of the reference does in a round, with its own code, as its training calls it."""
     for name in ("nms(Tensor dets, Tensor scores, float threshold) -> Tensor",
                  "qnms(Tensor dets, Tensor scores, float threshold) -> Tensor"):  # fmt: skip
         torch.library.define(f"torchvision::{name.partition('(')[0]}", name[name.index("(") :])
-    sys.path.insert(0, str(torchvision))
-    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "dinov2"}
-    sys.path.insert(0, str(checkout))
-    try:
-        module = importlib.import_module("dinov2.data.augmentations")
-        assert str(checkout) in str(module.__file__), module.__file__
-    finally:
-        sys.path.remove(str(checkout))
-        for name in [name for name in sys.modules if name.split(".")[0] == "dinov2"]:
-            del sys.modules[name]
-        sys.modules.update(ours)
-    return module.DataAugmentationDINO(
+    for name in [name for name in sys.modules if name.split(".")[0] == "dinov2"]:
+        del sys.modules[name]  # ours, of the same name; this process needs it no more
+    sys.path[:0] = [str(checkout), str(torchvision)]
+    modules = [importlib.import_module(f"dinov2.data.{name}") for name in ("augmentations", "collate", "masking")]
+    assert all(str(checkout) in str(module.__file__) for module in modules), modules
+    augmentations, collate, masking = modules
+    augment = augmentations.DataAugmentationDINO(
         CROPS.global_scale, CROPS.local_scale, CROPS.num_local,
         global_crops_size=CROPS.global_size_px, local_crops_size=CROPS.local_size_px,
     )  # fmt: skip
+    grid = CROPS.global_size_px // PATCH_PX
+    generator = masking.MaskingGenerator(input_size=(grid, grid), max_num_patches=0.5 * grid * grid)
+
+    def work(number: int) -> None:
+        for first in range(0, len(files), BATCH):
+            images = [Image.open(io.BytesIO(data)).convert("RGB") for data in files[first : first + BATCH]]
+            collate.collate_data_and_cast(
+                [(augment(image), ()) for image in images], mask_ratio_tuple=(MASKS.ratio_min, MASKS.ratio_max),
+                mask_probability=MASKS.probability, dtype=torch.half, n_tokens=grid * grid, mask_generator=generator,
+            )  # fmt: skip
+
+    return work
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of one call."""
+def our_work(files: list[bytes], *, colours: bool) -> Callable[[int], object]:
+    """What a thread of our loader does in a round."""
+    folder = TemporaryDirectory()
+    collator = Collator(
+        Images(files), CROPS, MASKS, seed=0, batch_size=BATCH, group_size=BATCH, patch_size=PATCH_PX, rank=0,
+        world_size=1, bad_samples=BadSamples(Path(folder.name) / "bad.jsonl"),
+    )  # fmt: skip
+    num_steps = len(files) // BATCH
+
+    def work(number: int) -> None:
+        for step in range(number * num_steps, (number + 1) * num_steps):
+            raw = collator(step)
+            if colours:
+                finish(raw, torch.device("cpu"))
+        assert Path(folder.name).exists()  # keeps it for as long as the work may be done
+
+    return work
+
+
+def prepare(name: str, files: list[bytes], given: argparse.Namespace) -> None:
+    """In a way's own process: one core, one thread, its work at hand."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    if name == REFERENCE:
+        STATE["work"] = reference_work(files, given.reference, given.torchvision)
+    else:
+        STATE["work"] = our_work(files, colours=name == EVERYTHING)
+
+
+def seconds_of_round(number: int) -> float:
+    """CPU seconds of the work of one round, in the way's own process."""
     started = time.process_time()
-    work()
+    STATE["work"](number)
     return time.process_time() - started
 
 
-def measure(files: list[bytes], reference: Callable[[Image.Image], object], rounds: int) -> dict[str, list[float]]:
-    """Images a CPU second of every way in every round; all ways see every image once in a round."""
-    with TemporaryDirectory() as folder:
-        collator = Collator(
-            Images(files), CROPS, MASKS, seed=0, batch_size=BATCH, group_size=BATCH, patch_size=14, rank=0,
-            world_size=1, bad_samples=BadSamples(Path(folder) / "bad.jsonl"),
-        )  # fmt: skip
-        num_steps = len(files) // BATCH
-
-        def theirs(number: int) -> None:
-            for data in files[: num_steps * BATCH]:
-                reference(Image.open(io.BytesIO(data)).convert("RGB"))
-
-        def bytes_only(number: int) -> None:
-            for step in range(num_steps):
-                collator(number * num_steps + step)
-
-        def everything(number: int) -> None:
-            for step in range(num_steps):
-                finish(collator(number * num_steps + step), CPU)
-
-        ways = dict(zip((REFERENCE, *BARS), (theirs, everything, bytes_only), strict=True))
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(rounds + 1):
-            for name, way in ways.items():
-                rate = num_steps * BATCH / seconds(lambda way=way, number=number: way(number))
+def measure(files: list[bytes], given: argparse.Namespace) -> dict[str, list[float]]:
+    """Images a CPU second of every way in every round; every way sees every image once in a round."""
+    rates: dict[str, list[float]] = {REFERENCE: [], **{name: [] for name in BARS}}
+    with ExitStack() as stack:
+        context = get_context("spawn")
+        processes = {
+            name: stack.enter_context(
+                ProcessPoolExecutor(1, mp_context=context, initializer=prepare, initargs=(name, files, given))
+            )
+            for name in rates
+        }
+        for number in range(given.rounds + 1):
+            for name, process in processes.items():
+                rate = len(files) / process.submit(seconds_of_round, number).result()
                 if number > 0:  # the first round warms up
                     rates[name].append(rate)
     return rates
@@ -167,10 +196,9 @@ def main() -> int:
     parser.add_argument("--num-images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
     files = read_images(given.images, given.num_images)
-    rates = measure(files, reference_augmentation(given.reference, given.torchvision), given.rounds)
+    files = (files * BATCH)[: max(1, len(files) // BATCH) * BATCH]  # whole batches
+    rates = measure(files, given)
     sizes = [Image.open(io.BytesIO(data)).size for data in files]
     width, height = (statistics.median(side) for side in zip(*sizes, strict=True))
     from_where = given.images.name if given.images is not None else "scikit-image"
@@ -178,7 +206,7 @@ def main() -> int:
         [
             f"One core of {processor()}; Python {platform.python_version()}, torch {torch.__version__}, "
             f"numpy {np.__version__}, Pillow {PIL.__version__}; {len(files)} images of {from_where}, median "
-            f"{width:.0f}x{height:.0f}, batches of {BATCH}, {given.rounds} interleaved rounds, CPU time.",
+            f"{width:.0f}x{height:.0f}, batches of {BATCH}, {given.rounds} rounds in turns, CPU time.",
             "",
             *table(rates),
             "",

@@ -49,15 +49,17 @@ def recolour(crops: UInt8[Tensor, "n 3 h w"], colours: Colours) -> Float[Tensor,
     values = torch.stack([*colours.factors.T, colours.gray, colours.sigma_px, colours.solarize])  # [changes n]
     normal = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
     if device.type != "cpu":
-        return _recolour(out.copy_(crops), steps, values, normal)
-    order = np.lexsort(steps)  # crops that change alike lie side by side, those with the same last steps first
+        _recolour(out.copy_(crops), steps, values)
+        return out.sub_(normal[0]).div_(normal[1])
+    order = np.lexsort(steps[list(SORTED_BY)])  # crops that change alike lie side by side
     sources, targets = crops.unbind(), out.unbind()
     most = max(1, CACHE_BYTES // (4 * crops[0].numel()))
     for first in range(0, len(order), most):
         rows = order[first : first + most]
         some = torch.stack([sources[row] for row in rows]).float()
-        for row, crop in zip(rows, _recolour(some, steps[:, rows], values[:, rows], normal), strict=True):
-            targets[row].copy_(crop)
+        _recolour(some, steps[:, rows], values[:, rows])
+        for row, crop in zip(rows, some, strict=True):
+            torch.sub(crop, normal[0], out=targets[row]).div_(normal[1])
     return out
 
 
@@ -69,26 +71,28 @@ def _steps(colours: Colours) -> Bool[np.ndarray, "steps n"]:
     return torch.cat([jitters.flatten(0, 1), others]).numpy()
 
 
-def _recolour(x: Tensor, steps: Bool[np.ndarray, "steps n"], values: Tensor, normal: Tensor) -> Tensor:
-    """`recolour` of floats from 0 to 255, in place."""
+def _recolour(x: Tensor, steps: Bool[np.ndarray, "steps n"], values: Tensor) -> None:
+    """Change floats from 0 to 255 in place; they are from 0 to 1 then."""
     x.div_(255)
+    if x.device.type == "cpu":
+        own = values.unbind()
+        for step, start, stop in _runs(steps):  # views, so that nothing is gathered
+            CHANGES[STEPS[step]](x[start:stop], own[STEPS[step]][start:stop])
+        return
     for step in np.flatnonzero(steps.any(axis=1)):
-        change, own = CHANGES[STEPS[step]], values[STEPS[step]]
-        if x.device.type == "cpu":
-            for run in _runs(steps[step]):  # views, so that nothing is gathered
-                change(x[run], own[run])
-            continue
-        rows = torch.from_numpy(steps[step].nonzero()[0])
+        rows = torch.from_numpy(np.flatnonzero(steps[step]))
         places = rows.to(x.device, non_blocking=True)
         some = x[places]
-        change(some, own[rows].to(x.device, non_blocking=True))
+        CHANGES[STEPS[step]](some, values[STEPS[step], rows].to(x.device, non_blocking=True))
         x[places] = some
-    return x.sub_(normal[0]).div_(normal[1])
 
 
-def _runs(chosen: Bool[np.ndarray, " n"]) -> list[slice]:
-    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
-    return [slice(start, stop) for start, stop in edges.reshape(-1, 2)]
+def _runs(steps: Bool[np.ndarray, "steps n"]) -> list[tuple[int, int, int]]:
+    """(step, first crop, crop after the last) of neighbours that a step changes, in the steps' order."""
+    padded = np.zeros((len(steps), steps.shape[1] + 2), dtype=bool)
+    padded[:, 1:-1] = steps
+    edges = np.argwhere(padded[:, 1:] != padded[:, :-1]).reshape(-1, 4).tolist()
+    return [(step, start, stop) for step, start, _, stop in edges]
 
 
 def change_brightness(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
@@ -99,7 +103,7 @@ def change_brightness(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, " n"]) 
 def change_contrast(x: Float[Tensor, "n 3 h w"], factor: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
     """Blend with each crop's mean gray, in place."""
     factor = factor.view(-1, 1, 1, 1)
-    mean = to_gray(x).mean(dim=(2, 3), keepdim=True)
+    mean = to_gray(x.mean(dim=(2, 3), keepdim=True))
     return x.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
 
 
@@ -121,12 +125,14 @@ def turn_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[T
     least = torch.minimum(red, green).minimum(blue)
     chroma = torch.maximum(red, green).maximum(blue).sub_(least)
     side = green - blue
-    position = (red - green).add_(red).sub_(blue).div_(chroma.clamp_min(1e-12))  # q; gray pixels have chroma 0
-    distance = position.sub_(position.clamp(-1, 1), alpha=0.5).mul_(-1 / 6).add_(0.25)  # in turns, from 0 to 1/2
+    safe = chroma.clamp_min(1e-12)  # gray pixels have chroma 0
+    position = (red - green).add_(red).sub_(blue).div_(safe)  # q
+    ramp = torch.clamp(position, -1, 1, out=safe)
+    distance = position.sub_(ramp, alpha=0.5).mul_(-1 / 6).add_(0.25)  # in turns, from 0 to 1/2
     hue = distance.copysign_(side).add_((turns + 2).view(-1, 1, 1)).frac_()  # from red, in [0, 1)
-    low, high = torch.sub(least, chroma), torch.add(least, chroma, alpha=2)
+    low, high = torch.sub(least, chroma, out=side), least.add_(chroma, alpha=2)
     for channel, (start, centre, sign) in enumerate(((low, 1 / 2, 6), (high, 1 / 3, -6), (high, 2 / 3, -6))):
-        ramp = (hue - centre).abs_().clamp_(1 / 6, 1 / 3)
+        torch.sub(hue, centre, out=ramp).abs_().clamp_(1 / 6, 1 / 3)
         torch.addcmul(start, chroma, ramp, value=sign, out=x[:, channel])
     return x
 
@@ -166,3 +172,4 @@ def gaussian_blur(x: Float[Tensor, "n 3 h w"], sigma_px: Float[Tensor, " n"]) ->
 
 CHANGES = (change_brightness, change_contrast, change_saturation, turn_hue, drop_colour, gaussian_blur, solarize)
 STEPS = (*range(4), *range(4), *range(4), *range(4), 4, 5, 6)
+SORTED_BY = (16, *range(16), 17, 18)  # steps, the last first: those that cost most keep together
