@@ -48,8 +48,9 @@ def finish(raw: RawBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
     The masks stay on the CPU, where their rows are counted without waiting for a GPU.
     """
     first, second, local = raw.colours
-    crops = raw.global_crops.to(device, non_blocking=True)
-    global_crops = torch.stack([recolour(crops[0], first), recolour(crops[1], second)])
+    flat = raw.global_crops.to(device, non_blocking=True).flatten(0, 1)
+    both = Colours(*(torch.cat(values) for values in zip(first, second, strict=True)))
+    global_crops = recolour(flat, both).unflatten(0, (2, -1))
     num_local = len(raw.local_crops)
     if num_local == 0:
         return global_crops, raw.local_crops.to(device).float(), raw.masks

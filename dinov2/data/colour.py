@@ -156,17 +156,17 @@ def to_gray(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
 def gaussian_blur(x: Float[Tensor, "n 3 h w"], sigma_px: Float[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
     """Blur by a Gaussian of 9 x 9 pixels, in place, mirrored at the edges; sides must exceed 4 px."""
     reach = BLUR_RADIUS_PX
-    distance = torch.arange(reach + 1, device=x.device)
-    weights = torch.exp(-0.5 * (distance[:, None] / sigma_px) ** 2)  # [5 n]
-    weights = (weights / (weights[0] + 2 * weights[1:].sum(dim=0))).view(reach + 1, -1, 1, 1, 1)
-    both = torch.empty_like(x)
+    distance = torch.arange(1, reach + 1, device=x.device)[:, None]
+    weights = torch.exp(-0.5 * (distance / sigma_px) ** 2)  # [4 n], of the middle's
+    ratios = torch.exp((0.5 - distance) / sigma_px**2).view(reach, -1, 1, 1, 1)  # of a weight to the one further in
+    middle = (1 / (1 + 2 * weights.sum(dim=0))).view(-1, 1, 1, 1)
     for dim in (2, 3):
-        size = x.shape[dim]
         padded = pad(x, (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0), mode="reflect")
-        torch.mul(padded.narrow(dim, reach, size), weights[0], out=x)
-        for far in range(1, reach + 1):
-            torch.add(padded.narrow(dim, reach - far, size), padded.narrow(dim, reach + far, size), out=both)
-            x.add_(both.mul_(weights[far]))
+        shifted = [padded.narrow(dim, start, x.shape[dim]) for start in range(2 * reach + 1)]
+        torch.add(shifted[0], shifted[-1], out=x)
+        for far in range(reach - 1, 0, -1):  # from the outside in, each sum scaled to the next weight
+            x.mul_(ratios[far]).add_(shifted[reach - far]).add_(shifted[reach + far])
+        x.mul_(ratios[0]).add_(shifted[reach]).mul_(middle)
     return x
 
 
