@@ -58,8 +58,8 @@ def recolour(crops: UInt8[Tensor, "n 3 h w"], colours: Colours) -> Float[Tensor,
         rows = order[first : first + most]
         some = torch.stack([sources[row] for row in rows]).float()
         _recolour(some, steps[:, rows], values[:, rows])
-        for row, crop in zip(rows, some, strict=True):
-            torch.sub(crop, normal[0], out=targets[row]).div_(normal[1])
+        for row, crop in zip(rows, some.sub_(normal[0]).div_(normal[1]).unbind(), strict=True):
+            targets[row].copy_(crop)
     return out
 
 
@@ -122,8 +122,9 @@ def turn_hue(x: Float[Tensor, "n 3 h w"], turns: Float[Tensor, " n"]) -> Float[T
     And a channel's value is straight in the distance from its own hue, between the least and the greatest value.
     """
     red, green, blue = x.unbind(1)  # [n h w]
-    least = torch.minimum(red, green).minimum(blue)
-    chroma = torch.maximum(red, green).maximum(blue).sub_(least)
+    least, chroma = torch.minimum(red, green), torch.maximum(red, green)
+    torch.minimum(least, blue, out=least)
+    torch.maximum(chroma, blue, out=chroma).sub_(least)
     side = green - blue
     safe = chroma.clamp_min(1e-12)  # gray pixels have chroma 0
     position = (red - green).add_(red).sub_(blue).div_(safe)  # q
