@@ -21,6 +21,7 @@ from dinov2.data.colour import Colours, recolour
 from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.draws import integer_seed, uniforms
 from dinov2.data.masking import draw_masks
+from dinov2.data.memory import BATCHES
 from dinov2.data.mixture import index_at, name_at
 from dinov2.data.params import CropParams, MaskParams
 from dinov2.data.sources import Source
@@ -127,8 +128,8 @@ class Collator:
         """
         params, num = self.crops, self.num_images
         side_px, local_px = params.global_size_px, params.local_size_px
-        global_crops = torch.empty(2, num, 3, side_px, side_px, dtype=torch.uint8)
-        local_crops = torch.empty(params.num_local, num, 3, local_px, local_px, dtype=torch.uint8)
+        global_crops = BATCHES.empty((2, num, 3, side_px, side_px), torch.uint8)
+        local_crops = BATCHES.empty((params.num_local, num, 3, local_px, local_px), torch.uint8)
         draws = np.empty((num, num_draws(params)))
         for place in range(num):
             slot = self.first + place

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dinov2.data.memory import BATCHES
 from dinov2.data.view import MEAN, STD
 
 GRAY = (0.2989, 0.587, 0.114)  # weights of R, G, B in luminance (ITU-R 601)
@@ -43,14 +44,13 @@ class Colours(NamedTuple):
 
 def recolour(crops: UInt8[Tensor, "n 3 h w"], colours: Colours) -> Float[Tensor, "n 3 h w"]:
     """Crops with their colours changed, normalised by ImageNet's statistics, each without regard to the others."""
-    device = crops.device
-    out = torch.empty(crops.shape, device=device)
     steps = _steps(colours)
     values = torch.stack([*colours.factors.T, colours.gray, colours.sigma_px, colours.solarize])  # [changes n]
-    normal = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
-    if device.type != "cpu":
-        _recolour(out.copy_(crops), steps, values)
-        return out.sub_(normal[0]).div_(normal[1])
+    if crops.device.type != "cpu":
+        x = crops.float()
+        _recolour(x, steps, values)
+        return _normalise(x)
+    out = BATCHES.empty(crops.shape, torch.float32)
     order = np.lexsort(steps[list(SORTED_BY)])  # crops that change alike lie side by side
     sources, targets = crops.unbind(), out.unbind()
     most = max(1, CACHE_BYTES // (4 * crops[0].numel()))
@@ -58,9 +58,16 @@ def recolour(crops: UInt8[Tensor, "n 3 h w"], colours: Colours) -> Float[Tensor,
         rows = order[first : first + most]
         some = torch.stack([sources[row] for row in rows]).float()
         _recolour(some, steps[:, rows], values[:, rows])
-        for row, crop in zip(rows, some.sub_(normal[0]).div_(normal[1]).unbind(), strict=True):
+        for row, crop in zip(rows, _normalise(some), strict=True):
             targets[row].copy_(crop)
     return out
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """By ImageNet's statistics, in place; a plane at a time, as a CPU is slower where a value is spread over planes."""
+    for plane, mean, std in zip(x.unbind(1), MEAN, STD, strict=True):
+        plane.sub_(mean).div_(std)
+    return x
 
 
 def _steps(colours: Colours) -> Bool[np.ndarray, "steps n"]:
