@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from dinov2.data.decode import decode_rgb
-from dinov2.data.sampler import FolderSource
+from dinov2.data.sources import FolderSource, digest
 from dinov2.data.view import center_crop, normalise
 from dinov2.eval.features import number_labels
 from dinov2.eval.knn import knn_scores
@@ -75,6 +75,10 @@ class Part:
     def label(self, i: int) -> str | None:
         """Its class."""
         return self.whole.label(self.numbers[i])
+
+    def fingerprint(self) -> str:
+        """Of the whole folder and the numbers."""
+        return digest([self.whole.fingerprint(), *self.numbers])
 
 
 def split(whole: FolderSource) -> tuple[Part, Part]:

@@ -17,7 +17,7 @@ from dinov2.train.params import Architecture, TrainParams
 from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
-VERSION = 1
+VERSION = 2
 
 
 class BootstrapParams(TrainParams):
@@ -29,7 +29,7 @@ class BootstrapParams(TrainParams):
 
 def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summary:
     """See the top of this file."""
-    from dinov2.data.sampler import FolderSource  # imported in the job, not in the submitter
+    from dinov2.data.sources import FolderSource  # imported in the job, not in the submitter
     from dinov2.hub import load_backbone, save_backbone
     from dinov2.train.curves import write_csv
     from dinov2.train.pretraining import pretrain

@@ -19,7 +19,7 @@ from dinov2.train.params import Architecture, RecipeParams
 from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
-VERSION = 1
+VERSION = 2
 
 
 class HighresParams(RecipeParams):
@@ -28,7 +28,7 @@ class HighresParams(RecipeParams):
 
 def run(params: HighresParams, *, pretrain: Path, retrieve: Path, out: Path, work: Path, store: Store) -> Summary:
     """See the top of this file."""
-    from dinov2.data.sampler import ShardSource  # imported in the job, not in the submitter
+    from dinov2.data.sources import ShardSource  # imported in the job, not in the submitter
     from dinov2.shards import ShardReader
     from dinov2.train.pretraining import at_resolution
     from dinov2.train.pretraining import pretrain as train

@@ -67,7 +67,8 @@ def _draw_block(mask: np.ndarray, max_area: int, generator: random.Random) -> in
         height, width = round(sqrt(area * ratio)), round(sqrt(area / ratio))
         if height >= grid or width >= grid:
             continue
-        top, left = generator.randint(0, grid - height), generator.randint(0, grid - width)
+        top = int(generator.random() * (grid - height + 1))
+        left = int(generator.random() * (grid - width + 1))
         block = mask[top : top + height, left : left + width]
         added = height * width - int(np.count_nonzero(block))
         if 0 < added <= max_area:

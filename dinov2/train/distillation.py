@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dinov2.data.draws import integer_seed
-from dinov2.data.sampler import Source
+from dinov2.data.sources import Source
 from dinov2.distributed import process_group, rank, world_size
 from dinov2.params import Params
 from dinov2.records import Summary, sha256_file, write_json

@@ -15,7 +15,7 @@ from torch import Tensor
 from dinov2.data.collate import BadSamples, Collator, RawBatch, finish
 from dinov2.data.loader import Loader
 from dinov2.data.masking import max_masked
-from dinov2.data.sampler import Source
+from dinov2.data.sources import Source
 from dinov2.distributed import rank, world_size
 from dinov2.train.checkpoint import Checkpoints
 from dinov2.train.heap import keep_heap

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2.data.decode import DecodeError, decode_rgb
-from dinov2.data.sampler import Source, permute
+from dinov2.data.order import permute
+from dinov2.data.sources import Source
 from dinov2.data.view import center_crop, normalise
 from dinov2.metrics import accuracy, effective_rank, knn_classify
 from dinov2.params import InputError

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dinov2.data.collate import read_bad_samples
-from dinov2.data.sampler import Source
+from dinov2.data.sources import Source
 from dinov2.distributed import process_group, rank, world_size
 from dinov2.models.vit import resize_positions
 from dinov2.params import InputError
