@@ -32,7 +32,7 @@ def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summa
     from dinov2.data.sources import FolderSource  # imported in the job, not in the submitter
     from dinov2.hub import load_backbone, save_backbone
     from dinov2.train.curves import write_csv
-    from dinov2.train.pretraining import pretrain
+    from dinov2.train.pretraining import initial_backbones, pretrain
 
     source = FolderSource(seeds)
     if params.backbone is not None:
@@ -40,7 +40,8 @@ def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summa
         write_csv(out / "curves.csv", [{"step": 0, "total": 0.0}])
         return Summary(num_in=len(source), num_kept=len(source), dropped={}, metrics={})
     architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
-    return pretrain(params, architecture, source, stage="bootstrap", out=out, work=work, initial=None)
+    initial = initial_backbones(params)
+    return pretrain(params, architecture, source, stage="bootstrap", out=out, work=work, initial=initial)
 
 
 def plan(params: BootstrapParams, *, launched: Launched, assumed: Assumptions) -> Iterator[str]:

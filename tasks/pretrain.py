@@ -36,11 +36,12 @@ class PretrainParams(TrainParams):
 def run(params: PretrainParams, *, retrieve: Path, out: Path, work: Path, store: Store) -> Summary:
     """See the top of this file."""
     from dinov2.data.mixture import open_sources  # imported in the job, not in the submitter
-    from dinov2.train.pretraining import pretrain
+    from dinov2.train.pretraining import initial_backbones, pretrain
 
     architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
     source = open_sources(params.sources, retrieve=retrieve, store=store)
-    return pretrain(params, architecture, source, stage="pretrain", out=out, work=work, initial=None)
+    initial = initial_backbones(params)
+    return pretrain(params, architecture, source, stage="pretrain", out=out, work=work, initial=initial)
 
 
 def plan(params: PretrainParams, *, launched: Launched, assumed: Assumptions) -> Iterator[str]:

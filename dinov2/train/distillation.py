@@ -22,7 +22,7 @@ from dinov2.train.learning import Distillation
 from dinov2.train.loop import train
 from dinov2.train.objective import build_network
 from dinov2.train.params import Architecture, RecipeParams
-from dinov2.train.pretraining import check_sizes, local_device, summarise
+from dinov2.train.pretraining import check_sizes, fingerprint_of, local_device, summarise
 from dinov2.train.products import SHOWN, final_metrics, part, read_training, rows_of, write_backbone
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,10 @@ def _train_students(
         {name: _fresh(recipe, student.architecture) for name, student in students.items()},
     )
     logger.info("distill: %s from %d images, %d steps", ", ".join(students), len(source), recipe.num_steps)
-    skipped = train(learning, recipe, source, patch_size=patch_size, work=work, fingerprint=work.name, device=device)
+    skipped = train(
+        learning, recipe, source, patch_size=patch_size, work=work, fingerprint=fingerprint_of(work, source, None),
+        device=device,
+    )  # fmt: skip
     trained = full_state(learning.saved)
     rows = read_rows(work / "metrics.jsonl")
     for name, student in students.items():

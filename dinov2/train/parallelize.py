@@ -36,7 +36,12 @@ def parallelize(networks: Iterable[nn.ModuleDict], params: EfficiencyParams, dev
 
 
 def compile_blocks(network: nn.ModuleDict, *, backend: str = "inductor") -> None:
-    """Compile every block in place, for the exact shapes that come; all blocks share what is compiled."""
+    """Compile every block in place, for the exact shapes that come; all blocks share what is compiled.
+
+    The compiler chooses by itself which pointwise results the backward pass makes again.
+    """
+    if backbone_of(network).recompute == "pointwise":
+        backbone_of(network).recompute = "none"
     torch._dynamo.config.recompile_limit = MAX_COMPILED_SHAPES
     for block in backbone_of(network).blocks:
         block.compile(fullgraph=True, dynamic=False, backend=backend)
