@@ -1,8 +1,9 @@
 """Memory of one process's GPU in a step, estimated by arithmetic alone. Imports no torch.
 
 Weights and all that is kept of them are exact. Activations are counted tensor by tensor as autograd keeps them where
-blocks are not compiled (a test compares); compiled ones keep about what `pointwise` recomputation does. Room for
-gathered weights and for the losses' work is an estimate. What CUDA, NCCL and a fragmented heap take is not in here.
+blocks are not compiled and attention is one fused kernel (a test compares); compiled blocks keep about what `pointwise`
+recomputation does. Room for gathered weights and for the losses' work is an estimate. What CUDA, NCCL and a fragmented
+heap take is not in here.
 """
 
 from typing import NamedTuple

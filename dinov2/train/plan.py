@@ -31,7 +31,12 @@ class GPU(NamedTuple):
     """As PyTorch sees it."""
 
 
-GPUS = (GPU("A100 80 GB", 312, 79), GPU("H100 80 GB", 989, 79), GPU("H200", 989, 139))
+GPUS = (GPU("A100 80 GB", 312.0, 79.0), GPU("H100 80 GB", 989.0, 79.0), GPU("H200", 989.0, 139.0))
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """bf16 peak of the GPU that CUDA calls so (`NVIDIA H200`); None if its data sheet is not in GPUS."""
+    return next((gpu.peak_tflops for gpu in GPUS if gpu.name.split()[0] in device_name), None)
 
 
 class Assumptions(NamedTuple):

@@ -10,7 +10,7 @@ from dinov2.models.params import HeadParams, released_params
 from dinov2.params import InputError, read_yaml, validate
 from dinov2.train.objective import build_network, local_part
 from dinov2.train.params import Architecture, EfficiencyParams, TrainParams
-from dinov2.train.plan import Assumptions, Launched, plan_training
+from dinov2.train.plan import Assumptions, Launched, peak_tflops, plan_training
 from dinov2.train.rehearse import build_sharded, rehearse_holdings
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +127,10 @@ def test_plan_of_too_large_a_batch_names_the_recomputation_that_fits() -> None:
 def test_plan_tells_what_training_would_refuse(changes: dict[str, Any], assumed: Assumptions, told: str) -> None:
     with pytest.raises(InputError, match=told):
         lines(assumed=assumed, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"), [("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H200", 989), ("NVIDIA GeForce RTX 4090", None)]
+)
+def test_peak_is_found_by_the_device_s_name(name: str, tflops: int | None) -> None:
+    assert peak_tflops(name) == tflops
