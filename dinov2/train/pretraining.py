@@ -96,7 +96,7 @@ def _start_from(pair: StudentTeacher, initial: dict[str, Tensor]) -> None:
 def fingerprint_of(work: Path, source: Source, initial: dict[str, Tensor] | None) -> str:
     """What a run's checkpoints belong to: params, inputs and version (in `work`'s name), images, first weights."""
     weights = sorted(initial.items()) if initial else []
-    values = [f"{name} {sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()}" for name, value in weights]
+    values = [f"{name} {sha256(value.contiguous().numpy().tobytes()).hexdigest()}" for name, value in weights]
     return digest([work.name, source.fingerprint(), *values])[:16]
 
 
