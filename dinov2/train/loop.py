@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,9 +19,12 @@ from dinov2.data.collate import BadSamples, Collator, RawBatch, finish
 from dinov2.data.loader import Loader
 from dinov2.data.sampler import Source
 from dinov2.distributed import all_reduce_sum, rank, world_size
+from dinov2.models.head import DINOHead
 from dinov2.progress import bar
 from dinov2.train.checkpoint import Checkpoints
 from dinov2.train.curves import append_row
+from dinov2.train.dump import Dumps
+from dinov2.train.health import Alarms, Meter
 from dinov2.train.interrupt import Interruption
 from dinov2.train.learning import Learning
 from dinov2.train.monitor import Monitor
@@ -29,11 +33,15 @@ from dinov2.train.optim import build_optimizer, clip, set_rates
 from dinov2.train.parallelize import autocast, parallelize
 from dinov2.train.params import RecipeParams
 from dinov2.train.schedules import StepValues, values_at
+from dinov2.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 5
-MAX_DUMPED_BATCHES = 5
+MAX_DUMPS = 2
+STALL_S = 1800.0
+MIN_EFFECTIVE_RANK = 1.5
+MAX_CHANCE_STEPS = 2000
 PROGRESS_EVERY_S = 5.0
 
 
@@ -51,21 +59,12 @@ class Progress:
     """Steps without an update, by learner."""
     skipped_in_a_row: dict[str, int]
     started_step: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    waited_s: float = 0.0
     shown: float = field(default_factory=time.perf_counter)
+    rates: dict[str, float] = field(default_factory=dict)
 
     def extra(self) -> dict[str, dict[str, int]]:
         """What a checkpoint remembers."""
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
-
-    def rates(self, batch_size: int) -> dict[str, float]:
-        """images_per_s and the share of time spent waiting for data, since this start."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        return {
-            "images_per_s": (self.step - self.started_step) * batch_size / seconds,
-            "data_wait_share": self.waited_s / seconds,
-        }
 
 
 def train(
@@ -109,31 +108,59 @@ def train(
 
     steps = range(progress.step, params.num_steps)
     threads = num_data_threads(device)
+    dumps = Dumps(work / "not_finite", max_dumps=MAX_DUMPS)
+    interruption = Interruption()
+    alarms = {
+        name: Alarms(
+            num_prototypes=cast(DINOHead, network["dino_head"]).params.num_prototypes,
+            min_effective_rank=MIN_EFFECTIVE_RANK, max_chance_steps=MAX_CHANCE_STEPS,
+        )
+        for name, network in learners.items()
+    }  # fmt: skip
     with (
-        Interruption() as interruption,
+        interruption,
+        checkpoints,
+        Watchdog(STALL_S) as watchdog,
         Loader(lambda step: _load(collator, step, device), steps, num_threads=threads, num_ahead=threads + 2) as loader,
     ):
-        progress.started = progress.shown = asked = time.perf_counter()
-        for raw, crops in loader:
-            progress.waited_s += time.perf_counter() - asked
+        meter = Meter(batch_size=params.batch_size, flops_per_step=None)
+        progress.shown = time.perf_counter()
+        batches = iter(loader)
+        while progress.step < params.num_steps:
+            watchdog.beat(progress.step, "data")
+            with meter.waiting():
+                raw, crops = next(batches)
+            watchdog.beat(progress.step, "the step")
             batch = Batch(*(crops if crops is not None else finish(raw, device)))
             values = values_at(progress.step, params.schedule, num_steps=params.num_steps, peak_lr=params.peak_lr)
             losses, updated = _step(
                 learning, params, batch,
                 group_seeds=raw.group_seeds, values=values, optimizers=optimizers, device=device,
             )  # fmt: skip
-            _count_skipped(updated, losses, progress, raw, work)
+            meter.step_done()
+            if failed := [name for name, was_updated in updated.items() if not was_updated]:
+                dumps.write(
+                    learning, params, raw,
+                    step=progress.step, values=values, numbers=losses, learners=failed, loss_scale=None,
+                )  # fmt: skip
+            _count_skipped(updated, losses, progress, dumps)
             progress.step += 1
-            _record(learning, params, progress, losses=losses, values=values, monitor=monitor, work=work)
-
-            signal_number = interruption.agreed(device)
+            with watchdog.paused():
+                _record(
+                    learning, params, progress,
+                    losses=losses, values=values, monitor=monitor, meter=meter, alarms=alarms, work=work,
+                )  # fmt: skip
             is_last = progress.step == params.num_steps
-            if signal_number is not None or is_last or progress.step % params.checkpoint_every_steps == 0:
-                checkpoints.save(progress.step, learning.saved, optimizers, progress.extra())
-            if signal_number is not None:
-                logger.warning("%s: saved after step %d", signal_number.name, progress.step)
-                interruption.pass_on(signal_number)
-            asked = time.perf_counter()
+            boundary = interruption.agreed(has_failed=checkpoints.has_failed, is_last=is_last)
+            with watchdog.paused():
+                if boundary.has_failed:
+                    checkpoints.wait()
+                if boundary.signal or is_last or progress.step % params.checkpoint_every_steps == 0:
+                    checkpoints.save(progress.step, learning.saved, optimizers, progress.extra())
+                if boundary.signal is not None:
+                    checkpoints.wait()
+                    logger.warning("%s: saved after step %d", boundary.signal.name, progress.step)
+                    interruption.pass_on(boundary.signal)
     return progress.skipped
 
 
@@ -199,10 +226,8 @@ def _named(learner: str, key: str) -> str:
     return f"{learner}/{key}" if learner else key
 
 
-def _count_skipped(
-    updated: dict[str, bool], losses: dict[str, float], progress: Progress, raw: RawBatch, work: Path
-) -> None:
-    """Count, dump and tell of what was not finite; raises DivergedError after five steps in a row."""
+def _count_skipped(updated: dict[str, bool], losses: dict[str, float], progress: Progress, dumps: Dumps) -> None:
+    """Count and tell of what was not finite; raises DivergedError after five steps in a row."""
     for name, was_updated in updated.items():
         if was_updated:
             progress.skipped_in_a_row[name] = 0
@@ -212,14 +237,10 @@ def _count_skipped(
         bad = [key for key, value in losses.items() if not isfinite(value) and key.startswith(_named(name, ""))]
         where = f"step {progress.step}" + (f" of {name}" if name else "")
         logger.warning("%s: %s not finite, so nothing was updated", where, ", ".join(bad))
-        folder = work / "not_finite"
-        if len(list(folder.glob("*.pt"))) < MAX_DUMPED_BATCHES:
-            folder.mkdir(exist_ok=True)
-            torch.save(tuple(raw), folder / f"step-{progress.step:09d}-rank-{rank()}.pt")
         if progress.skipped_in_a_row[name] >= MAX_SKIPPED_IN_A_ROW:
             raise DivergedError(
-                f"{', '.join(bad)} not finite at {where}, {MAX_SKIPPED_IN_A_ROW} steps in a row; "
-                f"lower base_lr or look at the batches in {folder}"
+                f"{', '.join(bad)} not finite at {where}, {MAX_SKIPPED_IN_A_ROW} steps in a row; lower base_lr, or see "
+                f"where it begins: python -m dinov2.train.replay {dumps.folder}/step-..."
             )
 
 
@@ -231,6 +252,8 @@ def _record(
     losses: dict[str, float],
     values: StepValues,
     monitor: Monitor,
+    meter: Meter,
+    alarms: dict[str, Alarms],
     work: Path,
 ) -> None:
     """Add to the curves and show a line, each when it is due."""
@@ -238,23 +261,29 @@ def _record(
     watch = is_end or progress.step % params.monitor_every_steps == 0
     if watch or progress.step % params.log_every_steps == 0:
         row = {key: value for key, value in losses.items() if isfinite(value)}  # JSON has no NaN
-        row |= values._asdict() | progress.rates(params.batch_size)
-        if torch.cuda.is_available():
-            row["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        progress.rates = meter.rates()
+        row |= values._asdict() | progress.rates
+        sentences = [(name, one) for name, alarm in alarms.items() for one in alarm.of_losses(progress.step, {
+            key.removeprefix(_named(name, "")): value for key, value in losses.items()
+        })]  # fmt: skip
         if watch:
-            for name, network in learning.watched().items():
-                seen = monitor.values(network, values.teacher_temperature)
-                row |= {_named(name, key): value for key, value in seen.items()}
+            with meter.paused():
+                for name, network in learning.watched().items():
+                    seen = monitor.values(network, values.teacher_temperature)
+                    sentences += [(name, one) for one in alarms[name].of_features(seen)]
+                    row |= {_named(name, key): value for key, value in seen.items()}
         if rank() == 0:
+            for name, sentence in sentences:
+                logger.warning("step %d%s: %s", progress.step, f" of {name}" if name else "", sentence)
             append_row(work / "metrics.jsonl", progress.step, row)
     now = time.perf_counter()
-    if is_end or now - progress.shown >= PROGRESS_EVERY_S:
+    if progress.rates and (is_end or now - progress.shown >= PROGRESS_EVERY_S):
         progress.shown = now
         logger.info("%s", _line(progress, params, losses))
 
 
 def _line(progress: Progress, params: RecipeParams, losses: dict[str, float]) -> str:
-    rates = progress.rates(params.batch_size)
+    rates = progress.rates
     left_s = (params.num_steps - progress.step) * params.batch_size / max(rates["images_per_s"], 1e-9)
     shown = {key: value for key, value in losses.items() if key.endswith("/total") or not ("/" in key or "grad" in key)}
     totals = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, only the newest, only one's own."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,18 @@ def trained(seed: int) -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
     return model, {"": optimizer}
 
 
+def saved(
+    folder: Path, step: int, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], extra: dict[str, Any]
+) -> Path:
+    """A checkpoint that is on the disk."""
+    with Checkpoints(folder, fingerprint="a", num_kept=2) as checkpoints:
+        checkpoints.save(step, model, optimizers, extra)
+    return folder / f"step-{step:09d}"
+
+
 def test_load_newest_brings_back_weights_and_optimizer(tmp_path: Path) -> None:
     model, optimizers = trained(0)
-    Checkpoints(tmp_path, fingerprint="a", num_kept=2).save(7, model, optimizers, {"skipped": {"": 1}})
+    saved(tmp_path, 7, model, optimizers, {"skipped": {"": 1}})
     other, other_optimizers = trained(1)
     loaded = Checkpoints(tmp_path, fingerprint="a", num_kept=2).load_newest(other, other_optimizers)
     assert loaded == (7, {"skipped": {"": 1}})
@@ -40,6 +50,7 @@ def test_save_keeps_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, fingerprint="a", num_kept=2)
     for step in (1, 2, 10):
         checkpoints.save(step, model, optimizers, {})
+    checkpoints.wait()
     assert [path.name for path in checkpoints.complete()] == ["step-000000002", "step-000000010"]
 
 
@@ -47,16 +58,18 @@ def test_load_newest_passes_over_an_unfinished_one(tmp_path: Path) -> None:
     model, optimizers = trained(0)
     checkpoints = Checkpoints(tmp_path, fingerprint="a", num_kept=2)
     checkpoints.save(1, model, optimizers, {})
+    checkpoints.wait()
     (tmp_path / "step-000000002.tmp").mkdir()
     (tmp_path / "step-000000002.tmp" / "about.json").write_text("{}")
     loaded = checkpoints.load_newest(model, optimizers)
     assert loaded is not None
     assert loaded[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
 def test_load_newest_refuses_another_run_s(tmp_path: Path) -> None:
     model, optimizers = trained(0)
-    Checkpoints(tmp_path, fingerprint="a", num_kept=2).save(1, model, optimizers, {})
+    saved(tmp_path, 1, model, optimizers, {})
     with pytest.raises(InputError, match=r"belongs to run a, not to this one \(b\)"):
         Checkpoints(tmp_path, fingerprint="b", num_kept=2).load_newest(model, optimizers)
 

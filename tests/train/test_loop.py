@@ -154,7 +154,7 @@ def test_loss_that_stays_not_finite_ends_the_run_with_a_sentence(tmp_path: Path)
     for name, value in broken.state_dict().items():
         if "center" not in name:
             assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
-    assert len(list((tmp_path / "not_finite").iterdir())) == 5
+    assert [path.name for path in sorted((tmp_path / "not_finite").iterdir())] == ["step-000000000", "step-000000001"]
 
 
 RANK = """
