@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
-
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")  # gloo's words
 
@@ -50,7 +50,7 @@ def own_group() -> dist.ProcessGroup | None:
 
     To be called by all processes together.
     """
-    return dist.new_group(backend="gloo") if world_size() > 1 else None
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world_size() > 1 else None
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

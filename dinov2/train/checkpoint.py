@@ -1,8 +1,9 @@
 """Checkpoints: a torch.distributed.checkpoint folder a step, whole or not there, for any number of processes.
 
-`save` copies the state and returns; a thread writes the copy under a temporary name, flushed to the disk, and renames it
-when every process has written its part. What goes wrong there is raised by the next `save` or `wait`. A damaged
-checkpoint is put aside and the one before it used. Random numbers have no state: all are drawn from (seed, step).
+`save` copies the state and returns; a thread writes the copy under a temporary name, flushes it to the disk, and
+renames it when every process has written its part. What goes wrong there is raised by the next `save` or `wait`. A
+damaged checkpoint is put aside and the one before it used. Random numbers have no state: all are drawn from (seed,
+step).
 """
 
 import json

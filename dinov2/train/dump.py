@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dinov2.data.collate import RawBatch
 from dinov2.data.colour import Colours
 from dinov2.distributed import own_group, rank, world_size
-from dinov2.params import InputError
+from dinov2.params import InputError, Params
 from dinov2.records import write_json
 from dinov2.train.checkpoint import full_state
 from dinov2.train.learning import Distillation, Learning
@@ -120,8 +120,8 @@ def networks(learning: Learning) -> dict[str, Any]:
 
 def _architecture(network: nn.ModuleDict) -> dict[str, Any]:
     names = {"backbone": "model", "dino_head": "dino_head", "ibot_head": "ibot_head"}
-    parts: dict[str, Any] = {"ibot_head": None}
-    return parts | {names[name]: module.params.model_dump(mode="json") for name, module in network.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    parts = {names[name]: cast(Params, module.params).model_dump(mode="json") for name, module in network.items()}
+    return {"ibot_head": None, **parts}
 
 
 def _plain(raw: RawBatch) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dinov2.data.collate import BadSamples, Collator, RawBatch, finish
@@ -109,16 +109,9 @@ def train(
     steps = range(progress.step, params.num_steps)
     threads = num_data_threads(device)
     dumps = Dumps(work / "not_finite", max_dumps=MAX_DUMPS)
-    interruption = Interruption()
-    alarms = {
-        name: Alarms(
-            num_prototypes=cast(DINOHead, network["dino_head"]).params.num_prototypes,
-            min_effective_rank=MIN_EFFECTIVE_RANK, max_chance_steps=MAX_CHANCE_STEPS,
-        )
-        for name, network in learners.items()
-    }  # fmt: skip
+    alarms = {name: _alarms(network) for name, network in learners.items()}
     with (
-        interruption,
+        Interruption() as interruption,
         checkpoints,
         Watchdog(STALL_S) as watchdog,
         Loader(lambda step: _load(collator, step, device), steps, num_threads=threads, num_ahead=threads + 2) as loader,
@@ -162,6 +155,13 @@ def train(
                     logger.warning("%s: saved after step %d", boundary.signal.name, progress.step)
                     interruption.pass_on(boundary.signal)
     return progress.skipped
+
+
+def _alarms(network: nn.ModuleDict) -> Alarms:
+    num_prototypes = cast(DINOHead, network["dino_head"]).params.num_prototypes
+    return Alarms(
+        num_prototypes=num_prototypes, min_effective_rank=MIN_EFFECTIVE_RANK, max_chance_steps=MAX_CHANCE_STEPS
+    )
 
 
 def num_data_threads(device: torch.device) -> int:

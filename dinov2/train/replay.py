@@ -125,7 +125,7 @@ def _step(
             total = learning.total(losses)
             (total * scale).backward()
             norms = clip(learning.learners()[name], recipe.optim.clip_norm)
-            terms = {key: float(value) for key, value in {**losses, "total": total}.items()}
+            terms = {key: float(value.detach()) for key, value in {**losses, "total": total}.items()}
             yield name, terms, {part: float(norm) / scale for part, norm in norms.items()}
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from dinov2.distributed import process_group, rank, world_size
 work = Path({work!r})
 with process_group(torch.device("cpu")):
-    pass
 """
 
 
@@ -25,7 +24,7 @@ def start(code: str, num: int, work: Path) -> list[subprocess.Popen[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = Path(__file__).resolve()
-    header = HEADER.format(path=[str(here.parents[2]), str(here.parent)], work=str(work))
+    header = HEADER.format(path=[str(here.parents[1]), str(here.parent), str(here.parent / "train")], work=str(work))
     lines = header + "".join(f"    {line}\n" for line in code.strip().splitlines())
     environment = {**os.environ, "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
