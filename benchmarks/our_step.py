@@ -26,16 +26,16 @@ from dinov2.train.heap import keep_heap
 from dinov2.train.learning import Pretraining
 from dinov2.train.objective import Batch
 from dinov2.train.parallelize import parallelize
-from dinov2.train.params import TrainParams
 from dinov2.train.schedules import StepValues
 from dinov2.train.step import build_optimisers, take_step
 from dinov2.train.student_teacher import StudentTeacher
+from tasks.pretrain import PretrainParams
 
 RECOMPUTE = os.environ.get("RECOMPUTE", "none")
 PRESET = Path(__file__).parent.parent / "presets" / "paper-vitl.yaml"
 
 
-def train_params(case: Case, precision: str) -> TrainParams:
+def train_params(case: Case, precision: str) -> PretrainParams:
     """The preset's `pretrain` section with the case's sizes: what the benchmark does not name is as in a real run."""
     values = cast(dict[str, Any], read_yaml(PRESET)["pretrain"])
     values["model"] |= {
@@ -50,7 +50,7 @@ def train_params(case: Case, precision: str) -> TrainParams:
     values["optim"] |= {"clip_norm": CLIP_NORM}
     values["efficiency"] |= {"precision": precision, "compile": case.device == "cuda", "recompute": RECOMPUTE}
     values |= {"batch_size": case.batch_size, "group_size": case.batch_size}
-    return validate(TrainParams, values, where="benchmark")
+    return validate(PretrainParams, values, where="benchmark")
 
 
 def build(case: Case, folder: Path) -> Side:

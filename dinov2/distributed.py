@@ -3,9 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")  # gloo's words
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the job ended, so that this one can't go on."""
 
 
 def rank() -> int:
@@ -27,8 +34,23 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in LOST):
+            raise ProcessLostError(
+                f"process {rank()} of {world_size()} lost another one, which ended without a word (killed, or out of "
+                "memory?); start the job again, it goes on from its last checkpoint"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def own_group() -> dist.ProcessGroup | None:
+    """A gloo group of all processes for one user, whose collectives never mix with anyone else's; None for one process.
+
+    To be called by all processes together.
+    """
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if world_size() > 1 else None
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ runs the same code as many on GPUs. Randomness is drawn from (seed, step), so a 
 """
 
 import logging
-import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,20 @@ from dinov2.data.masking import max_masked
 from dinov2.data.sources import Source
 from dinov2.distributed import rank, world_size
 from dinov2.train.checkpoint import Checkpoints
+from dinov2.train.flops import flops_per_step
+from dinov2.train.health import Meter
 from dinov2.train.heap import keep_heap
 from dinov2.train.interrupt import Interruption
 from dinov2.train.learning import Learning
 from dinov2.train.monitor import Monitor
-from dinov2.train.objective import Batch
-from dinov2.train.outcomes import DivergedError, Outcomes, Progress
+from dinov2.train.objective import Batch, architecture_of
+from dinov2.train.outcomes import DivergedError, Outcomes, Progress, Watch
 from dinov2.train.parallelize import parallelize
 from dinov2.train.params import RecipeParams
-from dinov2.train.schedules import StepValues, values_at
+from dinov2.train.plan import peak_tflops
+from dinov2.train.schedules import values_at
 from dinov2.train.step import Optimisers, build_optimisers, take_step
+from dinov2.train.watchdog import Watchdog
 
 __all__ = ["DivergedError", "train"]
 
@@ -64,9 +68,9 @@ def train(
     if progress.step >= params.num_steps:
         return progress.skipped
     work.mkdir(parents=True, exist_ok=True)
-    outcomes = Outcomes(
-        params, progress, work=work, watch=_watch(learning, params, source, device), dump=_dumper(params, work)
-    )
+    meter = _meter(learning, params, device)
+    watch = _watch(learning, params, source, device)
+    outcomes = Outcomes(learning, params, progress, work=work, meter=meter, watch=watch)
     collator = Collator(
         source, params.crops, params.masks, seed=params.seed, batch_size=params.batch_size,
         group_size=params.group_size, patch_size=patch_size, rank=rank(), world_size=world_size(),
@@ -80,29 +84,38 @@ def train(
     threads = num_data_threads(device)
     with (
         Interruption() as interruption,
+        checkpoints,
+        Watchdog(params.watch.stall_s) as watchdog,
         Loader(lambda step: _load(collator, step, device), steps, num_threads=threads, num_ahead=threads + 2) as loader,
     ):
-        progress.started = progress.shown = asked = time.perf_counter()
-        for raw, crops in loader:
-            progress.waited_s += time.perf_counter() - asked
+        batches = iter(loader)
+        while progress.step < params.num_steps:
+            watchdog.beat(progress.step, "data")
+            with meter.waiting():
+                raw, crops = next(batches)
+            watchdog.beat(progress.step, "the step")
             batch = Batch(*(crops if crops is not None else finish(raw, device)), most_masked)
             values = values_at(progress.step, params.schedule, num_steps=params.num_steps, peak_lr=params.peak_lr)
-            outcome = take_step(
-                learning, params, batch,
-                group_seeds=raw.group_seeds, values=values, optimisers=optimisers, device=device,
-            )  # fmt: skip
+            with watchdog.paused() if progress.step == steps.start else nullcontext():  # it may compile
+                outcome = take_step(
+                    learning, params, batch,
+                    group_seeds=raw.group_seeds, values=values, optimisers=optimisers, device=device,
+                )  # fmt: skip
             progress.step += 1
-            outcomes.add(raw, values, outcome)
-
-            signal_number = interruption.agreed(device)
+            meter.step_done()
             is_last = progress.step == params.num_steps
-            if signal_number is not None or is_last or progress.step % params.checkpoint_every_steps == 0:
-                outcomes.settle()
-                checkpoints.save(progress.step, learning.saved, adamws, _extra(progress, optimisers))
-            if signal_number is not None:
-                logger.warning("%s: saved after step %d", signal_number.name, progress.step)
-                interruption.pass_on(signal_number)
-            asked = time.perf_counter()
+            boundary = interruption.agreed(has_failed=checkpoints.has_failed, is_last=is_last)
+            with watchdog.paused():
+                outcomes.add(raw, values, outcome)
+                if boundary.has_failed:
+                    checkpoints.wait()
+                if boundary.signal or is_last or progress.step % params.checkpoint_every_steps == 0:
+                    outcomes.settle()
+                    checkpoints.save(progress.step, learning.saved, adamws, _extra(progress, optimisers))
+                if boundary.signal is not None:
+                    checkpoints.wait()
+                    logger.warning("%s: saved after step %d", boundary.signal.name, progress.step)
+                    interruption.pass_on(boundary.signal)
     return progress.skipped
 
 
@@ -128,29 +141,29 @@ def _most_masked(params: RecipeParams, patch_size: int) -> int:
     return num_groups * max_masked(params.masks, num_images=params.group_size, grid=grid)
 
 
-def _watch(learning: Learning, params: RecipeParams, source: Source, device: torch.device) -> Any:
-    """Looks at all watched networks, given the teacher's temperature; None if that is switched off."""
+def _watch(learning: Learning, params: RecipeParams, source: Source, device: torch.device) -> Watch | None:
+    """Looks at all watched networks; None if that is switched off."""
     if params.watch.every_steps is None:
         return None
     monitor = Monitor(
         source, num_images=params.watch.images, size_px=params.crops.global_size_px, seed=params.seed, device=device
     )
 
-    def watch(temperature: float) -> dict[str, float]:
-        seen = {name: monitor.values(network, temperature) for name, network in learning.watched().items()}
-        return {f"{name}/{key}" if name else key: value for name, row in seen.items() for key, value in row.items()}
+    def watch(temperature: float) -> dict[str, dict[str, float]]:
+        return {name: monitor.values(network, temperature) for name, network in learning.watched().items()}
 
     return watch
 
 
-def _dumper(params: RecipeParams, work: Path) -> Any:
-    def dump(step: int, raw: RawBatch, values: StepValues, numbers: dict[str, float]) -> None:
-        folder = work / "not_finite"
-        if len(list(folder.glob("*.pt"))) < params.watch.max_dumps:
-            folder.mkdir(exist_ok=True)
-            torch.save(tuple(raw), folder / f"step-{step:09d}-rank-{rank()}.pt")
-
-    return dump
+def _meter(learning: Learning, params: RecipeParams, device: torch.device) -> Meter:
+    """Counts the arithmetic of a single learner; of several that share a teacher's pass, only images."""
+    learners = list(learning.learners().values())
+    flops: float | None = None
+    if len(learners) == 1:
+        flops = float(flops_per_step(params, architecture_of(learners[0]), num_processes=world_size()).total)
+    peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    whole = None if peak is None else peak * world_size()
+    return Meter(batch_size=params.batch_size, flops_per_step=flops, peak_tflops=whole)
 
 
 def _extra(progress: Progress, optimisers: dict[str, Optimisers]) -> dict[str, Any]:
@@ -160,7 +173,7 @@ def _extra(progress: Progress, optimisers: dict[str, Optimisers]) -> dict[str, A
 
 
 def _go_on(progress: Progress, step: int, extra: dict[str, Any], optimisers: dict[str, Optimisers]) -> None:
-    progress.step = progress.started_step = step
+    progress.step = step
     progress.skipped, progress.skipped_in_a_row = extra["skipped"], extra["skipped_in_a_row"]
     for name, state in extra["loss_scales"].items():
         scale = optimisers[name].scale

@@ -1,7 +1,5 @@
 """What a run shows of itself besides its losses: features of a fixed sample of its images, looked at now and then."""
 
-from collections import Counter
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -26,10 +24,10 @@ class Monitor:
     def __init__(self, source: Source, *, num_images: int, size_px: int, seed: int, device: torch.device) -> None:
         self.images, labels = _sample(source, num_images, size_px, seed)
         self.images = self.images.to(device)
-        counts = Counter(label for label in labels if label is not None)
-        classes = {label: number for number, label in enumerate(sorted(counts))}
-        has_labels = len(classes) > 1 and len(counts) > 0 and None not in labels
-        self.labels = torch.tensor([classes[label] for label in labels if label is not None]) if has_labels else None
+        known = sorted({label for label in labels if label is not None})
+        classes = {label: number for number, label in enumerate(known)}
+        self.labelled = torch.tensor([i for i, label in enumerate(labels) if label is not None], dtype=torch.int64)
+        self.labels = torch.tensor([classes[label] for label in labels if label is not None], dtype=torch.int64)
         self.num_classes = len(classes)
 
     @torch.no_grad()
@@ -37,7 +35,8 @@ class Monitor:
         """effective_rank of the sample's features; entropy of its image-level targets and prototypes in use; knn.
 
         `teacher_entropy` is the mean over images, in nats, of softmax(logits / temperature); `prototypes_used` is exp
-        of the entropy of the mean of those. `knn` (only with labels) classifies each image by the sample's others.
+        of the entropy of the mean of those. `knn` (only where two classes are known) classifies each labelled image by
+        the sample's other labelled ones.
         """
         was_training = network.training
         network.eval()
@@ -52,12 +51,11 @@ class Monitor:
             "teacher_entropy": float(-(targets * targets.clamp(min=1e-12).log()).sum(dim=1).mean()),
             "prototypes_used": float((-(mean * mean.clamp(min=1e-12).log()).sum()).exp()),
         }
-        if self.labels is not None:
-            values["knn"] = self._leave_one_out(cls.cpu())
+        if self.num_classes > 1:
+            values["knn"] = self._leave_one_out(cls[self.labelled.to(cls.device)].cpu())
         return values
 
     def _leave_one_out(self, features: Float[Tensor, "n d"]) -> float:
-        assert self.labels is not None
         unit = torch.nn.functional.normalize(features, dim=1)
         num = min(NUM_NEIGHBORS, len(unit) - 1)
         cosine, index = top_k(unit, unit, num + 1)

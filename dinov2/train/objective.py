@@ -25,7 +25,7 @@ from dinov2.models.layers import Subsets, draw_subsets
 from dinov2.models.params import HeadParams, ViTParams
 from dinov2.models.recompute import Recompute
 from dinov2.models.vit import VisionTransformer
-from dinov2.train.params import LossParams
+from dinov2.train.params import Architecture, LossParams
 
 
 class Batch(NamedTuple):
@@ -86,6 +86,13 @@ def init_network(network: nn.ModuleDict) -> None:
 def backbone_of(network: nn.ModuleDict) -> VisionTransformer:
     """The backbone of a network."""
     return cast(VisionTransformer, network["backbone"])
+
+
+def architecture_of(network: nn.ModuleDict) -> Architecture:
+    """What its networks are."""
+    ibot_head = cast(DINOHead, network["ibot_head"]).params if "ibot_head" in network else None
+    dino_head = cast(DINOHead, network["dino_head"]).params
+    return Architecture(model=backbone_of(network).params, dino_head=dino_head, ibot_head=ibot_head)
 
 
 def select_patches(masks: Bool[Tensor, "crops n"]) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:

@@ -20,6 +20,10 @@ from dinov2.data.collate import RawBatch
 from dinov2.distributed import rank
 from dinov2.progress import bar
 from dinov2.train.curves import append_row
+from dinov2.train.dump import Dumps
+from dinov2.train.health import Alarms, Meter
+from dinov2.train.learning import Learning
+from dinov2.train.objective import architecture_of
 from dinov2.train.params import RecipeParams
 from dinov2.train.schedules import StepValues
 from dinov2.train.step import LOSS_SCALE, Outcome
@@ -27,8 +31,8 @@ from dinov2.train.step import LOSS_SCALE, Outcome
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
-Watch = Callable[[float], dict[str, float]]
-Dump = Callable[[int, RawBatch, StepValues, dict[str, float]], None]
+Watch = Callable[[float], dict[str, dict[str, float]]]
+"""Given the teacher's temperature, what the monitor sees of each learner."""
 
 
 class DivergedError(RuntimeError):
@@ -44,18 +48,8 @@ class Progress:
     skipped: dict[str, int]
     """Steps without an update, by learner."""
     skipped_in_a_row: dict[str, int]
-    started_step: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    waited_s: float = 0.0
     shown: float = field(default_factory=time.perf_counter)
-
-    def rates(self, batch_size: int) -> dict[str, float]:
-        """images_per_s and the share of time spent waiting for data, since this start."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        return {
-            "images_per_s": (self.step - self.started_step) * batch_size / seconds,
-            "data_wait_share": self.waited_s / seconds,
-        }
+    rates: dict[str, float] = field(default_factory=dict)
 
 
 class _Pending(NamedTuple):
@@ -71,14 +65,31 @@ class Outcomes:
     """Takes the outcome of every step."""
 
     def __init__(
-        self, params: RecipeParams, progress: Progress, *, work: Path, watch: Watch | None, dump: Dump
+        self,
+        learning: Learning,
+        params: RecipeParams,
+        progress: Progress,
+        *,
+        work: Path,
+        meter: Meter,
+        watch: Watch | None,
     ) -> None:
-        """`watch` looks at the networks as they are, given the teacher's temperature; `dump` keeps a step's batch."""
+        """`watch` looks at the networks as they are; None: no looks. Made by all processes together."""
+        self.learning = learning
         self.params = params
         self.progress = progress
         self.work = work
+        self.meter = meter
         self.watch = watch
-        self.dump = dump
+        self._dumps = Dumps(work / "not_finite", max_dumps=params.watch.max_dumps)
+        self._alarms = {
+            name: Alarms(
+                num_prototypes=architecture_of(network).dino_head.num_prototypes,
+                min_effective_rank=params.watch.min_effective_rank,
+                max_chance_steps=params.watch.max_chance_steps,
+            )
+            for name, network in learning.learners().items()
+        }
         self._pending: deque[_Pending] = deque()
 
     def add(self, raw: RawBatch, values: StepValues, outcomes: Mapping[str, Outcome]) -> None:
@@ -96,55 +107,78 @@ class Outcomes:
 
     def _is_watched(self, step: int) -> bool:
         every = self.params.watch.every_steps
-        return every is not None and (step in (1, self.params.num_steps) or step % every == 0)
+        return self.watch is not None and every is not None and (step in (1, self.params.num_steps) or step % every == 0)
 
     def _judge(self, one: _Pending) -> None:
         if one.ready is not None:
             one.ready.synchronize()
         numbers = dict(zip(one.names, one.numbers.tolist(), strict=True))
-        for learner in self.progress.skipped:
-            self._count(learner, one, numbers)
+        failed = [name for name in self.progress.skipped if self._is_bad(name, one, numbers)]
+        if failed:
+            scale = numbers.get(_named(failed[0], LOSS_SCALE))
+            self._dumps.write(
+                self.learning, self.params, one.raw,
+                step=one.step, values=one.values, numbers=numbers, learners=failed, loss_scale=scale,
+            )  # fmt: skip
         self._record(one, numbers)
+        worst = max(self.progress.skipped_in_a_row.values())
+        if worst >= self.params.watch.max_skipped_in_a_row:
+            raise DivergedError(
+                f"{', '.join(_not_finite(numbers))} not finite at step {one.step} on rank {rank()}, {worst} steps "
+                "in a row; lower base_lr, or see where it begins: "
+                f"python -m dinov2.train.replay {self._dumps.folder}/step-..."
+            )
 
-    def _count(self, learner: str, one: _Pending, numbers: dict[str, float]) -> None:
+    def _is_bad(self, learner: str, one: _Pending, numbers: dict[str, float]) -> bool:
+        """Whether a learner's step failed; counts it, and tells."""
         progress = self.progress
-        bad = [name for name, value in numbers.items() if not isfinite(value) and name.startswith(_named(learner, ""))]
+        bad = _not_finite({name: value for name, value in numbers.items() if name.startswith(_named(learner, ""))})
         if not bad:
             progress.skipped_in_a_row[learner] = 0
-            return
+            return False
         progress.skipped[learner] += 1
         where = f"step {one.step}" + (f" of {learner}" if learner else "")
         scale = numbers.get(_named(learner, LOSS_SCALE), 1.0)
         if scale > 1 and all("grad_norm" in name for name in bad):
             logger.info("%s: gradients overflow fp16 at a loss scale of %g; it is halved", where, scale)
-            return
+            return False
         progress.skipped_in_a_row[learner] += 1
         logger.warning("%s: %s not finite, so nothing was updated", where, ", ".join(bad))
-        self.dump(one.step, one.raw, one.values, numbers)
-        if progress.skipped_in_a_row[learner] >= self.params.watch.max_skipped_in_a_row:
-            raise DivergedError(
-                f"{', '.join(bad)} not finite at {where} on rank {rank()}, {progress.skipped_in_a_row[learner]} steps "
-                f"in a row; lower base_lr or replay a step kept in {self.work / 'not_finite'}"
-            )
+        return True
 
     def _record(self, one: _Pending, losses: dict[str, float]) -> None:
         """Add to the curves and show a line, each when it is due."""
         params, progress = self.params, self.progress
         is_end = one.step in (1, params.num_steps)
-        watched = self._is_watched(one.step)
-        if is_end or watched or one.step % params.log_every_steps == 0:
+        is_watched = self._is_watched(one.step)
+        if is_end or is_watched or one.step % params.log_every_steps == 0:
+            progress.rates = self.meter.rates()
             row = {key: value for key, value in losses.items() if isfinite(value)}  # JSON has no NaN
-            row |= one.values._asdict() | progress.rates(params.batch_size)
-            if torch.cuda.is_available():
-                row["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-            if watched and self.watch is not None:
-                row |= self.watch(one.values.teacher_temperature)
+            row |= one.values._asdict() | progress.rates
+            seen = self._look(one.values.teacher_temperature) if is_watched else {}
+            row |= {_named(name, key): value for name, values in seen.items() for key, value in values.items()}
             if rank() == 0:
+                self._warn(one.step, losses, seen)
                 append_row(self.work / "metrics.jsonl", one.step, row)
         now = time.perf_counter()
-        if is_end or now - progress.shown >= PROGRESS_EVERY_S:
+        if progress.rates and (is_end or now - progress.shown >= PROGRESS_EVERY_S):
             progress.shown = now
             logger.info("%s", _line(one.step, progress, params, losses))
+
+    def _look(self, temperature: float) -> dict[str, dict[str, float]]:
+        assert self.watch is not None
+        with self.meter.paused():
+            return self.watch(temperature)
+
+    def _warn(self, step: int, losses: dict[str, float], seen: dict[str, dict[str, float]]) -> None:
+        for name, alarms in self._alarms.items():
+            own = {key.removeprefix(_named(name, "")): value for key, value in losses.items()}
+            for sentence in alarms.of_losses(step, own) + alarms.of_features(seen.get(name, {})):
+                logger.warning("step %d%s: %s", step, f" of {name}" if name else "", sentence)
+
+
+def _not_finite(numbers: Mapping[str, float]) -> list[str]:
+    return [name for name, value in numbers.items() if not isfinite(value)]
 
 
 def _to_cpu(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -163,7 +197,7 @@ def _named(learner: str, key: str) -> str:
 
 
 def _line(step: int, progress: Progress, params: RecipeParams, losses: dict[str, float]) -> str:
-    rates = progress.rates(params.batch_size)
+    rates = progress.rates
     left_s = (params.num_steps - step) * params.batch_size / max(rates["images_per_s"], 1e-9)
     shown = {
         key: value for key, value in losses.items() if key.endswith("/total") or not ("/" in key or "grad" in key)

@@ -108,6 +108,8 @@ class WatchParams(Params):
     """Images of that sample."""
     min_effective_rank: Annotated[float, Field(gt=0)] | None
     """Effective rank of the sample's features below which a collapse is warned of; null: never."""
+    max_chance_steps: Annotated[int, Field(gt=0)] | None
+    """Steps that the image-level loss may stay where guessing would put it before that is warned of; null: any."""
     max_skipped_in_a_row: Annotated[int, Field(gt=0)]
     """Steps in a row without finite losses and gradients that end the run."""
     max_dumps: Annotated[int, Field(ge=0)]

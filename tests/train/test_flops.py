@@ -13,24 +13,25 @@ from dinov2.params import read_yaml, validate
 from dinov2.train import flops
 from dinov2.train.flops import OURS, REFERENCE, Counting, flops_per_step
 from dinov2.train.objective import Batch
-from dinov2.train.params import Architecture, TrainParams
+from dinov2.train.params import Architecture
 from dinov2.train.student_teacher import StudentTeacher
 from dinov2.train.workload import workload
+from tasks.pretrain import PretrainParams
 
 ROOT = Path(__file__).parents[2]
 TINY: Any = read_yaml(Path(__file__).parents[1] / "tiny.yaml")
 
 
-def training(**changes: Any) -> tuple[TrainParams, Architecture]:
+def training(**changes: Any) -> tuple[PretrainParams, Architecture]:
     """Params of a small training; `changes` go to the model, or with a known name to the recipe."""
     section = TINY["pretrain"]
     model = {key: changes.pop(key) for key in list(changes) if key in section["model"]}
     values = {**section, **changes, "model": {**section["model"], **model}}
-    params = validate(TrainParams, values, where="pretrain")
+    params = validate(PretrainParams, values, where="pretrain")
     return params, Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
 
 
-def counted(params: TrainParams, architecture: Architecture, recompute: Any) -> int:
+def counted(params: PretrainParams, architecture: Architecture, recompute: Any) -> int:
     """FLOPs of forward and backward as torch counts them, on as many masked patches as are expected."""
     pair = StudentTeacher(
         architecture.model, architecture.dino_head, architecture.ibot_head, params.loss,
@@ -90,7 +91,7 @@ def test_flops_of_the_papers_networks(preset: str, images: int, tera: float) -> 
     section: Any = read_yaml(ROOT / "presets" / f"{preset}.yaml")["pretrain"]
     head = section["dino_head"]
     params = validate(
-        TrainParams, {**section, "ibot_head": head, "batch_size": images, "group_size": images}, where="pretrain"
+        PretrainParams, {**section, "ibot_head": head, "batch_size": images, "group_size": images}, where="pretrain"
     )
     architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
     whole = flops_per_step(params, architecture, num_processes=1, counting=REFERENCE)

@@ -4,14 +4,12 @@ import io
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from PIL import Image
 
@@ -60,7 +58,8 @@ RECIPE = RecipeParams(
         precision="fp32", attention="sdpa", compile=False, recompute="none", num_micro_batches=1, shard_processes=None
     ),
     watch=WatchParams(
-        every_steps=3, images=6, min_effective_rank=None, max_skipped_in_a_row=5, max_dumps=3, stall_s=None
+        every_steps=3, images=6, min_effective_rank=None, max_chance_steps=None, max_skipped_in_a_row=5, max_dumps=3,
+        stall_s=None,
     ),
 )  # fmt: skip
 
@@ -169,36 +168,24 @@ def test_loss_that_stays_not_finite_ends_the_run_with_a_sentence(tmp_path: Path)
     for name, value in broken.named_parameters():
         if name.startswith("student."):
             assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
-    assert len(list((tmp_path / "not_finite").iterdir())) == 3
+    names = [path.name for path in sorted((tmp_path / "not_finite").iterdir())]
+    assert names == ["step-000000001", "step-000000002", "step-000000003"]
 
 
 RANK = """
-import sys
-sys.path[:0] = {path!r}
-import torch
-from pathlib import Path
 from test_loop import RECIPE, run
-from dinov2.distributed import process_group
 recipe = RECIPE.model_copy(update=dict(num_steps=3, loss=RECIPE.loss.model_copy(update=dict(centering="sinkhorn"))))
-with process_group(torch.device("cpu")):
-    run(Path({work!r}), recipe)
+run(work, recipe)
 """
 
 
-def test_two_processes_equal_one(tmp_path: Path, repository: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(
         update={"num_steps": 3, "loss": RECIPE.loss.model_copy(update={"centering": "sinkhorn"})}
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = RANK.format(path=[str(repository), str(Path(__file__).parent)], work=str(tmp_path / "two"))
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", code], env={**environment, "RANK": str(rank)}) for rank in range(2)
-    ]
+    processes = ranks.start(RANK, 2, tmp_path / "two")
     one = run(tmp_path / "one", recipe)
-    assert [process.wait(timeout=90) for process in ranks] == [0, 0]
+    assert [code for code, _ in ranks.finish(processes)] == [0, 0]
     rows = [read_rows(tmp_path / place / "metrics.jsonl") for place in ("one", "two")]
     for left, right in zip(*rows, strict=True):
         for key in ("total", "dino_local", "dino_global", "ibot", "koleo", "grad_norm_backbone", "effective_rank"):
@@ -207,3 +194,29 @@ def test_two_processes_equal_one(tmp_path: Path, repository: Path) -> None:
     resumed = run(tmp_path / "two", recipe)  # the checkpoint of two processes, on one
     for name, value in one.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, atol=2e-5, rtol=1e-4, msg=name)
+
+
+HIT = """
+import os, signal
+from test_loop import RECIPE, Pictures, run
+def hit(num):
+    if rank() == 1 and num == 6 + 4 * 4:  # the monitor's sample, then four images a step
+        os.kill(os.getpid(), signal.{signal})
+run(work, RECIPE.model_copy(update=dict(num_steps=1000, checkpoint_every_steps=1000)), Pictures(hit))
+"""
+
+
+def test_signal_to_one_of_two_processes_saves_the_same_step_on_both(tmp_path: Path) -> None:
+    ended = ranks.finish(ranks.start(HIT.format(signal="SIGUSR2"), 2, tmp_path))
+    assert [code for code, _ in ended] == [-signal.SIGUSR2, -signal.SIGUSR2]
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    about = json.loads((saved / "about.json").read_text())
+    assert about["step"] == read_rows(tmp_path / "metrics.jsonl")[-1]["step"]  # no finished step is lost
+    assert {"__0_0.distcp", "__1_0.distcp"} <= about["bytes"].keys()
+
+
+def test_killed_process_ends_the_other_with_a_sentence(tmp_path: Path) -> None:
+    ended = ranks.finish(ranks.start(HIT.format(signal="SIGKILL"), 2, tmp_path), timeout_s=30)
+    assert ended[1][0] == -signal.SIGKILL
+    assert ended[0][0] == 1
+    assert "process 0 of 2 lost another one" in ended[0][1].splitlines()[-1]

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from dinov2.models.params import HeadParams, released_params
 from dinov2.params import InputError, read_yaml, validate
 from dinov2.train.objective import build_network, local_part
-from dinov2.train.params import Architecture, EfficiencyParams, TrainParams
+from dinov2.train.params import Architecture, EfficiencyParams
 from dinov2.train.plan import Assumptions, Launched, peak_tflops, plan_training
 from dinov2.train.rehearse import build_sharded, rehearse_holdings
+from tasks.pretrain import PretrainParams
 
 ROOT = Path(__file__).parents[2]
 TINY: Any = read_yaml(Path(__file__).parents[1] / "tiny.yaml")
@@ -26,10 +27,10 @@ def networks(name: str) -> Architecture:
     return Architecture(model=model, dino_head=SMALL, ibot_head=SMALL)
 
 
-def recipe_of(preset: str, **changes: Any) -> tuple[TrainParams, Architecture]:
+def recipe_of(preset: str, **changes: Any) -> tuple[PretrainParams, Architecture]:
     section: Any = read_yaml(ROOT / "presets" / f"{preset}.yaml")["pretrain"]
     efficiency = {**section["efficiency"], **changes.pop("efficiency", {})}
-    params = validate(TrainParams, {**section, **changes, "efficiency": efficiency}, where="pretrain")
+    params = validate(PretrainParams, {**section, **changes, "efficiency": efficiency}, where="pretrain")
     return params, Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
 
 
