@@ -21,7 +21,7 @@ from dinov2.data.colour import Colours, recolour
 from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.draws import integer_seed, uniforms
 from dinov2.data.masking import draw_masks
-from dinov2.data.memory import BATCHES
+from dinov2.data.memory import BATCHES, keep_small_blocks
 from dinov2.data.mixture import index_at, name_at
 from dinov2.data.params import CropParams, MaskParams
 from dinov2.data.sources import Source
@@ -109,6 +109,7 @@ class Collator:
                 f"batch_size {batch_size} does not divide into {world_size} processes of whole groups of {group_size}; "
                 "change batch_size, group_size or the number of processes"
             )
+        keep_small_blocks()
         self.source = source
         self.crops = crops
         self.masks = masks

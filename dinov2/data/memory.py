@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+KEPT_BYTES = 30 * 2**20  # glibc takes no more than 32 MiB
 UNUSED = 2  # references to memory that no tensor uses: the list below and the question itself
 
 
@@ -36,6 +37,14 @@ class Recycled:
                     return _tensor(pieces[number], shape, dtype)
             pieces.append(np.empty(num_bytes, dtype=np.uint8))
             return _tensor(pieces[-1], shape, dtype)
+
+
+def keep_small_blocks() -> None:
+    """Make the C library keep what is freed in smaller blocks too: it does so up to the largest block that was freed.
+
+    That is how glibc adapts itself (M_MMAP_THRESHOLD in its manual); elsewhere this does nothing.
+    """
+    np.empty(KEPT_BYTES, dtype=np.uint8)
 
 
 def _tensor(piece: NDArray[np.uint8], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
