@@ -33,7 +33,7 @@ class Recycled:
         with self._lock:
             pieces = self._pieces[num_bytes]
             for number in range(len(pieces)):
-                if sys.getrefcount(pieces[number]) == UNUSED:  # a tensor's storage holds a reference as long as it lives
+                if sys.getrefcount(pieces[number]) == UNUSED:  # the storage of a living tensor refers to it
                     return _tensor(pieces[number], shape, dtype)
             pieces.append(np.empty(num_bytes, dtype=np.uint8))
             return _tensor(pieces[-1], shape, dtype)
