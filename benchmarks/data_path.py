@@ -37,6 +37,7 @@ from PIL import Image
 from dinov2.data.collate import BadSamples, Collator, finish
 from dinov2.data.params import CropParams, MaskParams
 from dinov2.data.sources import SUFFIXES
+from dinov2.heap import keep_heap
 
 CROPS = CropParams(
     global_size_px=224, global_scale=(0.32, 1.0), local_size_px=98, local_scale=(0.05, 0.32), num_local=8,
@@ -120,6 +121,7 @@ def reference_work(files: list[bytes], checkout: Path, torchvision: Path) -> Cal
 
 def our_work(files: list[bytes], *, colours: bool) -> Callable[[int], object]:
     """What a thread of our loader does in a round."""
+    keep_heap()  # as the training loop does
     folder = TemporaryDirectory()
     collator = Collator(
         Images(files), CROPS, MASKS, seed=0, batch_size=BATCH, group_size=BATCH, patch_size=PATCH_PX, rank=0,

@@ -21,8 +21,8 @@ from step_case import (
 )
 
 from dinov2.data.masking import max_masked
+from dinov2.heap import keep_heap
 from dinov2.params import read_yaml, validate
-from dinov2.train.heap import keep_heap
 from dinov2.train.learning import Pretraining
 from dinov2.train.objective import Batch
 from dinov2.train.parallelize import parallelize
@@ -56,8 +56,7 @@ def train_params(case: Case, precision: str) -> PretrainParams:
 def build(case: Case, folder: Path) -> Side:
     """The student and its teacher with the weights in `folder`, and the loop's step over them."""
     device = torch.device(case.device)
-    if device.type == "cpu":
-        keep_heap()  # as the loop does
+    keep_heap()  # as the loop does
     recipes = {precision: train_params(case, precision) for precision in ("fp32", "bf16")}
     recipe = recipes["bf16"]
     pair = StudentTeacher(

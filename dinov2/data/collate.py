@@ -21,7 +21,6 @@ from dinov2.data.colour import Colours, recolour
 from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.draws import integer_seed, uniforms
 from dinov2.data.masking import draw_masks
-from dinov2.data.memory import BATCHES
 from dinov2.data.mixture import index_at, name_at
 from dinov2.data.params import CropParams, MaskParams, images_of_process
 from dinov2.data.sources import Source
@@ -102,8 +101,12 @@ class Collator:
         rank: int,
         world_size: int,
         bad_samples: BadSamples,
+        num_parts: int = 1,
     ) -> None:
-        """`batch_size` counts all processes' images. Raises InputError if the groups do not divide among them."""
+        """`batch_size` counts all processes' images, of which each one's pass in `num_parts` parts.
+
+        Raises InputError if the groups do not divide so.
+        """
         self.source = source
         self.crops = crops
         self.masks = masks
@@ -111,7 +114,7 @@ class Collator:
         self.batch_size = batch_size
         self.group_size = group_size
         self.patch_size = patch_size
-        self.num_images = images_of_process(batch_size, group_size, world_size)
+        self.num_images = images_of_process(batch_size, group_size, world_size, num_parts=num_parts)
         self.first = rank * self.num_images
         self.bad_samples = bad_samples
 
@@ -123,8 +126,8 @@ class Collator:
         """
         params, num = self.crops, self.num_images
         side_px, local_px = params.global_size_px, params.local_size_px
-        global_crops = BATCHES.empty((2, num, 3, side_px, side_px), torch.uint8)
-        local_crops = BATCHES.empty((params.num_local, num, 3, local_px, local_px), torch.uint8)
+        global_crops = torch.empty(2, num, 3, side_px, side_px, dtype=torch.uint8)
+        local_crops = torch.empty(params.num_local, num, 3, local_px, local_px, dtype=torch.uint8)
         draws = np.empty((num, num_draws(params)))
         for place in range(num):
             slot = self.first + place

@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dinov2.data.memory import BATCHES
 from dinov2.data.view import MEAN, STD
 
 GRAY = (0.2989, 0.587, 0.114)  # weights of R, G, B in luminance (ITU-R 601)
@@ -50,7 +49,7 @@ def recolour(crops: UInt8[Tensor, "n 3 h w"], colours: Colours) -> Float[Tensor,
         x = crops.float()
         _recolour(x, steps, values)
         return _normalise(x)
-    out = BATCHES.empty(crops.shape, torch.float32)
+    out = torch.empty(crops.shape)
     order = np.lexsort(steps[list(SORTED_BY)])  # crops that change alike lie side by side
     sources, targets = crops.unbind(), out.unbind()
     most = max(1, CACHE_BYTES // (4 * crops[0].numel()))

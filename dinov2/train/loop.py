@@ -17,10 +17,10 @@ from dinov2.data.loader import Loader
 from dinov2.data.masking import max_masked
 from dinov2.data.sources import Source
 from dinov2.distributed import rank, world_size
+from dinov2.heap import keep_heap
 from dinov2.train.checkpoint import Checkpoints
 from dinov2.train.flops import flops_per_step
 from dinov2.train.health import Meter
-from dinov2.train.heap import keep_heap
 from dinov2.train.interrupt import Interruption
 from dinov2.train.learning import Learning
 from dinov2.train.monitor import Monitor
@@ -53,8 +53,7 @@ def train(
     Writes work/metrics.jsonl, work/checkpoints/, work/bad_samples.jsonl. Raises InputError for a checkpoint of another
     fingerprint or unreadable images, DivergedError after too many steps in a row that were not finite.
     """
-    if device.type == "cpu":
-        keep_heap()
+    keep_heap()
     parallelize(learning.networks(), params.efficiency, device)
     learners = learning.learners()
     optimisers = {name: build_optimisers(network, params, device) for name, network in learners.items()}
@@ -74,7 +73,7 @@ def train(
     collator = Collator(
         source, params.crops, params.masks, seed=params.seed, batch_size=params.batch_size,
         group_size=params.group_size, patch_size=patch_size, rank=rank(), world_size=world_size(),
-        bad_samples=BadSamples(work / "bad_samples.jsonl"),
+        bad_samples=BadSamples(work / "bad_samples.jsonl"), num_parts=params.efficiency.num_micro_batches,
     )  # fmt: skip
     most_masked = _most_masked(params, patch_size) if params.efficiency.compile else 0
     for network in learners.values():

@@ -107,7 +107,9 @@ class Outcomes:
 
     def _is_watched(self, step: int) -> bool:
         every = self.params.watch.every_steps
-        return self.watch is not None and every is not None and (step in (1, self.params.num_steps) or step % every == 0)
+        if self.watch is None or every is None:
+            return False
+        return step in (1, self.params.num_steps) or step % every == 0
 
     def _judge(self, one: _Pending) -> None:
         if one.ready is not None:
