@@ -2,8 +2,8 @@
 
     step-000000123/    number of the step, as in the log; written under a temporary name, then renamed
         about.json     recipe, networks, the step's values, the numbers that were seen, whose step it was
-        weights.pt     every network and centre, unsharded: the student's as they were (on a GPU after one step more,
-                       since it is told of a step while the next one runs), averages one step further
+        weights.pt     every network and centre as they were, unsharded; on a GPU after one step more, since it tells of
+                       a step while the next one runs
         batch-0.pt     the images, colours and masks of rank 0, and so on
 """
 

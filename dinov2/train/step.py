@@ -1,7 +1,8 @@
 """One step of every learner, without waiting for the device: a step whose numbers are not finite changes no weight.
 
 Whether losses and gradients are finite is known to the device alone while the next step is already being queued; the
-optimiser's kernels take it as a tensor. The averages still move, as in the reference, towards a student that stayed.
+optimiser's kernels take it as a tensor. On a GPU the average still moves, as the reference's does, towards a student that
+stayed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,5 +102,6 @@ def _update(
     if scale is not None:
         names, outcome = [*names, LOSS_SCALE], torch.cat([outcome, scale.value.view(1)])
         scale.update(not_finite)
-    learning.update_average(name, values.momentum)
+    if not_finite.device.type != "cpu" or not not_finite:  # asking a GPU would wait for it
+        learning.update_average(name, values.momentum)
     return Outcome(names, outcome)
