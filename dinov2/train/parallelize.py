@@ -4,7 +4,8 @@ FSDP2 with fp32 master weights: of the backbone, weights travel and gradients ar
 the traffic of fp32); the heads, whose logits need it, stay fp32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def parallelize(networks: Iterable[nn.ModuleDict], params: EfficiencyParams, dev
             shard_network(network, mesh, DTYPES[params.precision])
 
 
-def compile_blocks(network: nn.ModuleDict, *, backend: str = "inductor") -> None:
+def compile_blocks(network: nn.ModuleDict, *, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile every block in place, for the exact shapes that come; all blocks share what is compiled.
 
     The compiler chooses by itself which pointwise results the backward pass makes again.

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dinov2.models.params import HeadParams, ViTParams
 from dinov2.train.curves import read_rows, write_csv
 from dinov2.train.learning import Pretraining
 from dinov2.train.loop import DivergedError, train
+from dinov2.train.optim import LossScale
 from dinov2.train.params import (
     EfficiencyParams,
     LossParams,
@@ -171,28 +173,62 @@ def test_loss_that_stays_not_finite_ends_the_run_with_a_sentence(tmp_path: Path)
     assert names == ["step-000000001", "step-000000002", "step-000000003"]
 
 
-RANK = """
-from test_loop import RECIPE, run
-recipe = RECIPE.model_copy(update=dict(num_steps=3, loss=RECIPE.loss.model_copy(update=dict(centering="sinkhorn"))))
-run(work, recipe)
-"""
+def recipe_with(**changes: Any) -> RecipeParams:
+    """Three steps with Sinkhorn over groups of two; `changes` are of its efficiency."""
+    loss = RECIPE.loss.model_copy(update={"centering": "sinkhorn"})
+    efficiency = RECIPE.efficiency.model_copy(update=changes)
+    return RECIPE.model_copy(update={"num_steps": 3, "group_size": 2, "loss": loss, "efficiency": efficiency})
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    recipe = RECIPE.model_copy(
-        update={"num_steps": 3, "loss": RECIPE.loss.model_copy(update={"centering": "sinkhorn"})}
-    )
-    processes = ranks.start(RANK, 2, tmp_path / "two")
-    one = run(tmp_path / "one", recipe)
-    assert [code for code, _ in ranks.finish(processes)] == [0, 0]
-    rows = [read_rows(tmp_path / place / "metrics.jsonl") for place in ("one", "two")]
+def assert_same_curves(one: Path, other: Path) -> None:
+    rows = [read_rows(work / "metrics.jsonl") for work in (one, other)]
+    assert len(rows[0]) == 3
     for left, right in zip(*rows, strict=True):
         for key in ("total", "dino_local", "dino_global", "ibot", "koleo", "grad_norm_backbone", "effective_rank"):
             if key in left:
                 assert right[key] == pytest.approx(left[key], rel=1e-5), (left["step"], key)
-    resumed = run(tmp_path / "two", recipe)  # the checkpoint of two processes, on one
+
+
+@pytest.mark.parametrize(("num", "shard_processes"), [(2, None), (4, None), (4, 2)])
+def test_several_processes_equal_one(num: int, shard_processes: int | None, tmp_path: Path) -> None:
+    code = f"from test_loop import recipe_with, run\nrun(work, recipe_with(shard_processes={shard_processes}))"
+    processes = ranks.start(code, num, tmp_path / "many")
+    recipe = recipe_with(shard_processes=shard_processes)
+    one = run(tmp_path / "one", recipe)
+    assert [code for code, _ in ranks.finish(processes)] == [0] * num
+    assert_same_curves(tmp_path / "one", tmp_path / "many")
+    resumed = run(tmp_path / "many", recipe)  # the checkpoint of several processes, on one
     for name, value in one.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_micro_batches_equal_one_batch(tmp_path: Path) -> None:
+    run(tmp_path / "whole", recipe_with())
+    run(tmp_path / "parts", recipe_with(num_micro_batches=4))
+    assert_same_curves(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
+    ended = ranks.finish(ranks.start("from test_loop import recipe_with, run\nrun(work, recipe_with())", 3, tmp_path))
+    for _, said in ended:
+        assert "batch_size 8 does not divide into 3 processes of whole groups of 2" in said.splitlines()[-1]
+
+
+def test_half_precision_finds_its_loss_scale_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    def kill(num: int) -> None:
+        if num > 6 + 2 * 8:
+            raise KilledError
+
+    recipe = recipe_with(precision="fp16").model_copy(update={"num_steps": 12, "checkpoint_every_steps": 1})
+    whole = run(tmp_path / "whole", recipe)
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", recipe, Pictures(kill))
+    resumed = run(tmp_path / "killed", recipe)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    scales = [row["loss_scale"] for row in read_rows(tmp_path / "killed/metrics.jsonl")]
+    assert scales == [row["loss_scale"] for row in read_rows(tmp_path / "whole/metrics.jsonl")]
+    assert scales[0] == LossScale.START
+    assert read_rows(tmp_path / "whole/metrics.jsonl")[-1]["grad_norm_backbone"] > 0
 
 
 HIT = """
