@@ -36,6 +36,8 @@ venv: .venv/extras
 		echo ".venv holds '$(RECORDED)'; cpu and gpu exclude each other: remove .venv, then make again" >&2; exit 2;; esac
 	@echo "installing the tested set of packages into .venv (minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@case ',$(EXTRAS),' in *,dev,*) \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm;; esac
 	@echo '$(EXTRAS)' > $@
 
 FORCE:

@@ -9,13 +9,15 @@ Cost:  the demo's takes under a minute on two cores; nothing where `backbone` na
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dinov2.records import Summary
-from dinov2.train.params import TrainParams
+from dinov2.train.params import Architecture, TrainParams
+from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
-VERSION = 1
+VERSION = 2
 
 
 class BootstrapParams(TrainParams):
@@ -27,11 +29,10 @@ class BootstrapParams(TrainParams):
 
 def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summary:
     """See the top of this file."""
-    from dinov2.data.sampler import FolderSource  # imported in the job, not in the submitter
+    from dinov2.data.sources import FolderSource  # imported in the job, not in the submitter
     from dinov2.hub import load_backbone, save_backbone
     from dinov2.train.curves import write_csv
-    from dinov2.train.pretraining import pretrain
-    from dinov2.train.products import Architecture
+    from dinov2.train.pretraining import initial_backbones, pretrain
 
     source = FolderSource(seeds)
     if params.backbone is not None:
@@ -39,7 +40,16 @@ def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summa
         write_csv(out / "curves.csv", [{"step": 0, "total": 0.0}])
         return Summary(num_in=len(source), num_kept=len(source), dropped={}, metrics={})
     architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
-    return pretrain(params, architecture, source, stage="bootstrap", out=out, work=work, initial=None)
+    initial = initial_backbones(params)
+    return pretrain(params, architecture, source, stage="bootstrap", out=out, work=work, initial=initial)
+
+
+def plan(params: BootstrapParams, *, launched: Launched, assumed: Assumptions) -> Iterator[str]:
+    """What --plan prints."""
+    if params.backbone is not None:
+        return iter([f"bootstrap: takes the backbone in {params.backbone} as it is; nothing is trained"])
+    architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
+    return plan_training("bootstrap", params, architecture, launched, assumed)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from dinov2.models.params import HeadParams, ViTParams
 from dinov2.params import Params
 from dinov2.records import CURATED, Summary, read_table
 from dinov2.store import Store
-from dinov2.train.params import RecipeParams
+from dinov2.train.params import Architecture, RecipeParams
 from tasks.stage import main
 
-VERSION = 1
+VERSION = 2
 
 
 class StudentParams(Params):
@@ -42,10 +42,10 @@ class DistillParams(RecipeParams):
 
 def run(params: DistillParams, *, highres: Path, retrieve: Path, out: Path, work: Path, store: Store) -> Summary:
     """See the top of this file."""
-    from dinov2.data.sampler import ShardSource  # imported in the job, not in the submitter
+    from dinov2.data.sources import ShardSource  # imported in the job, not in the submitter
     from dinov2.shards import ShardReader
     from dinov2.train.distillation import StudentRun, distill, identity
-    from dinov2.train.products import TRAINING, Architecture
+    from dinov2.train.products import TRAINING
 
     manifest = retrieve / "manifest.parquet"
     rows = read_table(manifest, CURATED)

@@ -28,7 +28,7 @@ from dinov2.store import Store
 from tasks.stage import main
 
 if TYPE_CHECKING:
-    from dinov2.data.sampler import FolderSource
+    from dinov2.data.sources import FolderSource
 
 VERSION = 1
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def run(
     """Embed the three sets block by block, then fit and finish the copy descriptors."""
     # imported in the job, not in the submitting process
     from dinov2.curation.embed import Embedder, embed_blocks, finish_set, fit
-    from dinov2.data.sampler import FolderSource, ShardSource
+    from dinov2.data.sources import FolderSource, ShardSource
     from dinov2.shards import ShardReader
 
     pool = read_table(filter / "manifest.parquet", MANIFEST)

@@ -82,7 +82,7 @@ def run(params: EvaluateParams, *, model: str, backbone: Path, seeds: Path, eval
 
 def _read(seeds: Path, evaluation: Path) -> Data:
     # imported in the job, not in the submitting process
-    from dinov2.data.sampler import FolderSource
+    from dinov2.data.sources import FolderSource
     from dinov2.eval.features import number_labels, readable_images, without_labels
 
     train, test = readable_images(FolderSource(seeds)), readable_images(FolderSource(evaluation))

@@ -8,14 +8,18 @@ Cost:  the demo's takes under a minute on two cores. Goes on from its last check
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from dinov2.params import read_yaml, validate
 from dinov2.records import CURATED, Summary, read_table
 from dinov2.store import Store
-from dinov2.train.params import RecipeParams
+from dinov2.train.params import Architecture, RecipeParams
+from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
-VERSION = 1
+VERSION = 2
 
 
 class HighresParams(RecipeParams):
@@ -24,7 +28,7 @@ class HighresParams(RecipeParams):
 
 def run(params: HighresParams, *, pretrain: Path, retrieve: Path, out: Path, work: Path, store: Store) -> Summary:
     """See the top of this file."""
-    from dinov2.data.sampler import ShardSource  # imported in the job, not in the submitter
+    from dinov2.data.sources import ShardSource  # imported in the job, not in the submitter
     from dinov2.shards import ShardReader
     from dinov2.train.pretraining import at_resolution
     from dinov2.train.pretraining import pretrain as train
@@ -36,6 +40,17 @@ def run(params: HighresParams, *, pretrain: Path, retrieve: Path, out: Path, wor
     initial, architecture = at_resolution(*read_training(pretrain / TRAINING), params.crops.global_size_px)
     source = ShardSource(rows, ShardReader(store))
     return train(params, architecture, source, stage="highres", out=out, work=work, initial=initial)
+
+
+def plan(params: HighresParams, *, params_file: Path, launched: Launched, assumed: Assumptions) -> Iterator[str]:
+    """What --plan prints; the networks are those that pretrain's section describes."""
+    section: Any = read_yaml(params_file)["pretrain"]
+    chosen = {name: section[name] for name in Architecture.model_fields}
+    architecture = validate(Architecture, chosen, where=f"{params_file.name}: pretrain")
+    model = architecture.model.model_copy(update={"image_size_px": params.crops.global_size_px})
+    return plan_training(
+        "highres", params, architecture.model_copy(update={"model": model}), launched, assumed
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
   2. takes the fingerprint of params, inputs and VERSION: the name of its folder below work/,
   3. submits `run` (or follows the job that still runs it) and shows its log,
   4. writes record.json and metrics.json, checks the gate, and publishes the output by renaming it.
+With `--plan` it only prints what the stage would do and need (tasks/plan.py).
 Exit codes: 0 done; 2 a person's mistake, told in one sentence; 3 a gate was missed; 1 the job failed.
 """
 
@@ -29,6 +30,7 @@ from dinov2.store import StoreParams
 from tasks.call import DISK_FULL, WORK, StageCall, StageJob, disk_full, hash_tree
 from tasks.gates import GateMissedError, check_gate
 from tasks.launch import JobFailedError, cancel_remembered, run_job
+from tasks.plan import print_plan
 from tasks.resources import LaunchParams
 from tasks.tracked import Tracked
 from tasks.tracking import TrackingParams
@@ -42,12 +44,19 @@ def main(run: Callable[..., Summary]) -> int:
     """The command line of a stage; returns its exit code."""
     stage = Path(run.__code__.co_filename).stem
     module = sys.modules[run.__module__]
+    if "--plan" in sys.argv[1:]:
+        return print_plan(stage, module, PARAMS_FILE)
+    return _main(stage, module.VERSION, run)
+
+
+def _main(stage: str, version: int, run: Callable[..., Summary]) -> int:
     options = _parse(stage, run)
+    params_file = Path(options.pop("params"))
     instance = "@".join([stage, *(value for name, value in options.items() if _kinds(run)[name] is str)])
     failure = WORK / instance / "failure.json"
     failure.unlink(missing_ok=True)
     try:
-        _execute(stage, module.VERSION, run, options)
+        _execute(stage, version, run, options, params_file)
     except InputError as error:
         return _fail(failure, instance, "mistake", str(error), 2)
     except GateMissedError as error:
@@ -91,14 +100,20 @@ def _parse(stage: str, run: Callable[..., Summary]) -> dict[str, str]:
     )
     for name, kind in _kinds(run).items():
         parser.add_argument(f"--{name}", required=True, metavar="NAME" if kind is str else "FOLDER")
-    return vars(parser.parse_args())
+    parser.add_argument("--params", default=str(PARAMS_FILE), metavar="FILE", help="in place of %(default)s")
+    parser.add_argument("--plan", action="store_true", help="only say what it would do and need; needs no other option")
+    options = vars(parser.parse_args())
+    del options["plan"]  # else main would not have come here
+    return options
 
 
-def _execute(stage: str, version: int, run: Callable[..., Summary], options: dict[str, str]) -> None:
-    params = load_section(PARAMS_FILE, stage, typing.get_type_hints(run)["params"])
-    store = load_section(PARAMS_FILE, "store", StoreParams)
-    launch = load_section(PARAMS_FILE, "launch", LaunchParams)
-    tracking = load_section(PARAMS_FILE, "tracking", TrackingParams)
+def _execute(
+    stage: str, version: int, run: Callable[..., Summary], options: dict[str, str], params_file: Path
+) -> None:
+    params = load_section(params_file, stage, typing.get_type_hints(run)["params"])
+    store = load_section(params_file, "store", StoreParams)
+    launch = load_section(params_file, "launch", LaunchParams)
+    tracking = load_section(params_file, "tracking", TrackingParams)
     tracking.absolute_uri()
     if (trouble := tracking.trouble()) is not None:
         _show(trouble)
@@ -123,7 +138,7 @@ def _execute(stage: str, version: int, run: Callable[..., Summary], options: dic
                 metrics = _finished(call)
                 if metrics is None:
                     metrics = _work(call, store, launch, tags)
-                check_gate(PARAMS_FILE, stage, metrics, call.work / "out")
+                check_gate(params_file, stage, metrics, call.work / "out")
                 out = _publish(call)
             except (InputError, GateMissedError, JobFailedError):
                 tracked.finish("FAILED", {}, [])

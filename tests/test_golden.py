@@ -15,17 +15,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dinov2.losses.centering import centered_softmax, sinkhorn_knopp, update_center
-from dinov2.losses.dino import cross_entropy, dino_global_loss, dino_local_loss
+from dinov2.losses.centering import Assignment, centered_softmax, sinkhorn_knopp, update_center
+from dinov2.losses.cross_entropy import Student
+from dinov2.losses.dino import dino_loss, num_dino_terms
 from dinov2.losses.ibot import ibot_loss
 from dinov2.losses.koleo import koleo_loss
+from dinov2.losses.prototypes import Prototypes
 from dinov2.models.head import DINOHead
 from dinov2.models.params import HeadParams, ViTParams
 from dinov2.models.vit import VisionTransformer
 from dinov2.train.objective import Batch, select_patches
 from dinov2.train.optim import build_optimizer, clip, parameter_multipliers, set_rates
 from dinov2.train.params import LossParams, OptimParams, ScheduleParams
-from dinov2.train.schedules import values_at
+from dinov2.train.schedules import StepValues, values_at
 from dinov2.train.student_teacher import StudentTeacher
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -105,7 +107,7 @@ def test_vit_forward_equals_reference(net: str, params: ViTParams, case: str) ->
     assert_close(features.registers, golden[f"{case}/x_norm_regtokens"], atol=VIT_ATOL)
     assert_close(features.patches, golden[f"{case}/x_norm_patchtokens"], atol=VIT_ATOL)
     if masks is None:
-        for number, layer in zip((2, 1), model.intermediate(inputs, 2), strict=True):
+        for number, layer in zip((2, 1), model.intermediate(inputs, 2, norm=True), strict=True):
             assert_close(layer.cls, golden[f"{case}/layer-{number}/cls"], atol=VIT_ATOL)
             assert_close(layer.patches, golden[f"{case}/layer-{number}/patch"], atol=VIT_ATOL)
 
@@ -126,35 +128,49 @@ def test_head_equals_reference() -> None:
     assert_close(head(images("head/x", (7, 96))), golden["out"])
 
 
+def one_hot_prototypes(num: int) -> Prototypes:
+    """Prototypes whose logits are the features themselves."""
+    return Prototypes(torch.eye(num), torch.ones(num, 1))
+
+
 def test_targets_equal_reference() -> None:
     golden = read("losses.npz")
+    prototypes = one_hot_prototypes(48)
     for level, inputs in (("dino", "inputs_t"), ("ibot", "inputs_tp")):
         logits = torch.from_numpy(golden[inputs])
-        assert_close(sinkhorn_knopp(logits, temperature=0.07, num_iterations=3), golden[f"sk_{level}"])
+        assignment = sinkhorn_knopp(logits, prototypes, temperature=0.07, num_iterations=3)
+        assert_close(assignment.targets(), golden[f"sk_{level}"])
         center = torch.zeros(1, 48)
-        assert_close(centered_softmax(logits, center, temperature=0.05), golden[f"center_{level}_first"])
-        update_center(center, logits, momentum=0.9)
-        assert_close(centered_softmax(logits, center, temperature=0.05), golden[f"center_{level}_second"])
+        first = centered_softmax(logits, prototypes, center, temperature=0.05)
+        assert_close(first.targets(), golden[f"center_{level}_first"])
+        update_center(center, logits, prototypes, momentum=0.9)
+        second = centered_softmax(logits, prototypes, center, temperature=0.05)
+        assert_close(second.targets(), golden[f"center_{level}_second"])
 
 
 def test_losses_equal_reference() -> None:
     golden = {name: torch.from_numpy(np.asarray(value)) for name, value in read("losses.npz").items()}
-    targets = golden["sk_dino"].unflatten(0, (2, 6))
-    local = dino_local_loss(targets, golden["inputs_sl"].unflatten(0, (8, 6)), temperature=0.1)
-    torch.testing.assert_close(local, golden["dino_local"], rtol=1e-5, atol=1e-6)
+    prototypes = one_hot_prototypes(48)
 
-    # The reference's number is one mean over both crops, of targets that were swapped before.
-    swapped = dino_global_loss(targets.flip(0), golden["inputs_s"].unflatten(0, (2, 6)), temperature=0.1) / 2
-    torch.testing.assert_close(swapped, golden["dino_global"], rtol=1e-5, atol=1e-6)
-    crossed = dino_global_loss(targets, golden["inputs_s"].unflatten(0, (2, 6)), temperature=0.1)
-    one = cross_entropy(targets[1], golden["inputs_s"][:6], temperature=0.1).mean()
-    other = cross_entropy(targets[0], golden["inputs_s"][6:], temperature=0.1).mean()
-    torch.testing.assert_close(crossed, one + other)
+    def targets(name: str, shape: tuple[int, int]) -> Assignment:
+        assignment = sinkhorn_knopp(golden[name], prototypes, temperature=0.07, num_iterations=3)
+        return assignment.rows(shape, 0, shape[1])
 
-    _, weights = select_patches(golden["masks"], torch.device("cpu"))
-    masked = ibot_loss(golden["sk_ibot"], golden["inputs_sp"], weights, num_crops=12, temperature=0.1)
-    torch.testing.assert_close(masked, golden["ibot_masked"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(koleo_loss(golden["inputs_cls"]), golden["koleo"], rtol=1e-5, atol=1e-6)
+    crops = torch.cat([golden["inputs_s"], golden["inputs_sl"]]).unflatten(0, (10, 6))
+    _, local, between_globals = dino_loss(targets("inputs_t", (2, 6)), Student(crops, prototypes, 0.1))
+    # The reference's local number is a sum over pairs; its global one a mean over both crops, of targets it swapped.
+    assert_close(local * num_dino_terms(8), golden["dino_local"].numpy())
+    swapped = targets("inputs_t", (2, 6))
+    swapped = swapped._replace(features=swapped.features.flip(0), sample=swapped.sample.flip(0))
+    _, _, same_globals = dino_loss(swapped, Student(crops, prototypes, 0.1))
+    assert_close(same_globals * num_dino_terms(8) / 2, golden["dino_global"].numpy())
+    assert between_globals != same_globals
+
+    _, weights = select_patches(golden["masks"])
+    patches = Student(golden["inputs_sp"][None], prototypes, 0.1)
+    masked = ibot_loss(targets("inputs_tp", (1, 21)), patches, weights, num_crops=12)
+    assert_close(masked, golden["ibot_masked"].numpy())
+    assert_close(koleo_loss(golden["inputs_cls"]), golden["koleo"].numpy())
 
 
 def test_parameter_groups_equal_reference() -> None:
@@ -180,6 +196,7 @@ def test_schedules_equal_reference() -> None:
         teacher_temperature_end=0.07,
         teacher_temperature_warmup_steps=37_500,
         freeze_last_layer_steps=1_250,
+        freeze_backbone_steps=0,
     )
     for number, step in enumerate(golden["index"]):
         values = values_at(step, params, num_steps=625_000, peak_lr=2e-4 * 3**0.5)
@@ -213,11 +230,13 @@ def test_training_steps_equal_reference() -> None:
             images(f"train_steps/{step}/global", (2, 4, 3, 112, 112)),
             images(f"train_steps/{step}/local", (4, 4, 3, 42, 42)),
             torch.from_numpy(golden[f"step{step}/masks"]),
+            max_masked=0,
         )
-        set_rates(optimizer, lr=1e-3, last_layer_lr=0.0 if step == 0 else 1e-3, weight_decay=0.04)
+        last_layer_lr = 0.0 if step == 0 else 1e-3
+        set_rates(optimizer, StepValues(1e-3, 1e-3, last_layer_lr, 0.04, momentum=0.9, teacher_temperature=0.05))
         optimizer.zero_grad()
-        losses = nets.losses(batch, teacher_temperature=0.05)
-        nets.total(losses).backward()
+        total, losses = nets.losses(batch, *nets.targets([batch], 0.05))
+        total.backward()
         norms = clip(nets.student, OPTIM.clip_norm)
         optimizer.step()
         nets.update_teacher(0.9)

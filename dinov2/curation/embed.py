@@ -25,7 +25,7 @@ from dinov2.curation.params import CopyParams, ThumbnailParams
 from dinov2.curation.sscd import SSCD
 from dinov2.curation.thumbnail import Thumbnails
 from dinov2.data.decode import DecodeError, decode_rgb
-from dinov2.data.sampler import Source
+from dinov2.data.sources import Source
 from dinov2.data.view import center_crop
 from dinov2.hub import load_backbone
 from dinov2.shards import EXTENSIONS

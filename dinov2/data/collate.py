@@ -6,6 +6,8 @@ processes together does not depend on their number.
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +21,9 @@ from dinov2.data.colour import Colours, recolour
 from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.draws import integer_seed, uniforms
 from dinov2.data.masking import draw_masks
-from dinov2.data.params import CropParams, MaskParams
-from dinov2.data.sampler import Source, sample_index
+from dinov2.data.mixture import index_at, name_at
+from dinov2.data.params import CropParams, MaskParams, images_of_process
+from dinov2.data.sources import Source
 from dinov2.params import InputError
 
 MAX_BAD_IN_A_ROW = 100  # then the data set as a whole is taken to be broken
@@ -45,8 +48,9 @@ def finish(raw: RawBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
     The masks stay on the CPU, where their rows are counted without waiting for a GPU.
     """
     first, second, local = raw.colours
-    crops = raw.global_crops.to(device, non_blocking=True)
-    global_crops = torch.stack([recolour(crops[0], first), recolour(crops[1], second)])
+    flat = raw.global_crops.to(device, non_blocking=True).flatten(0, 1)
+    both = Colours(*(torch.cat(values) for values in zip(first, second, strict=True)))
+    global_crops = recolour(flat, both).unflatten(0, (2, -1))
     num_local = len(raw.local_crops)
     if num_local == 0:
         return global_crops, raw.local_crops.to(device).float(), raw.masks
@@ -97,13 +101,12 @@ class Collator:
         rank: int,
         world_size: int,
         bad_samples: BadSamples,
+        num_parts: int = 1,
     ) -> None:
-        """`batch_size` counts all processes' images. Raises InputError if the groups do not divide among them."""
-        if batch_size % (world_size * group_size):
-            raise InputError(
-                f"batch_size {batch_size} does not divide into {world_size} processes of whole groups of {group_size}; "
-                "change batch_size, group_size or the number of processes"
-            )
+        """`batch_size` counts all processes' images, of which each one's pass in `num_parts` parts.
+
+        Raises InputError if the groups do not divide so.
+        """
         self.source = source
         self.crops = crops
         self.masks = masks
@@ -111,12 +114,16 @@ class Collator:
         self.batch_size = batch_size
         self.group_size = group_size
         self.patch_size = patch_size
-        self.num_images = batch_size // world_size
+        self.num_images = images_of_process(batch_size, group_size, world_size, num_parts=num_parts)
         self.first = rank * self.num_images
         self.bad_samples = bad_samples
 
     def __call__(self, step: int) -> RawBatch:
-        """The batch of `step`, from 0. Raises InputError if 100 images in a row can't be read."""
+        """The batch of `step`, from 0.
+
+        Raises InputError if 100 images in a row of a source can't be read, RuntimeError, with step and sample, for what
+        is our own fault.
+        """
         params, num = self.crops, self.num_images
         side_px, local_px = params.global_size_px, params.local_size_px
         global_crops = torch.empty(2, num, 3, side_px, side_px, dtype=torch.uint8)
@@ -125,8 +132,9 @@ class Collator:
         for place in range(num):
             slot = self.first + place
             draws[place] = uniforms("augment", self.seed, step, slot, num_draws(params))
-            image = self._image(step * self.batch_size + slot)
-            cut_crops(image, draws[place], params, global_crops[:, place], local_crops[:, place])
+            index, image = self._image(step, step * self.batch_size + slot)
+            with self._named(step, index):
+                cut_crops(image, draws[place], params, global_crops[:, place], local_crops[:, place])
         by_crop = draws.reshape(num, -1, NUM_CROP_DRAWS).swapaxes(0, 1)  # [crops b draws]
         groups = range(self.first // self.group_size, (self.first + num) // self.group_size)
         return RawBatch(
@@ -149,17 +157,29 @@ class Collator:
         ]
         return torch.cat(masks, dim=1).flatten(0, 1)
 
-    def _image(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The image at a position of the endless order, or the next one after it that can be read."""
-        reason = ""
+    def _image(self, step: int, position: int) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
+        """Index and pixels at a position of the endless order, or of the next image in its source that can be read."""
+        index, reason = 0, ""
         for number in range(MAX_BAD_IN_A_ROW):
-            index = sample_index(self.seed, position + number, len(self.source))
+            index = index_at(self.source, self.seed, position, later=number)
             try:
-                return decode_rgb(self.source.read(index))
+                with self._named(step, index):
+                    return index, decode_rgb(self.source.read(index))
             except (DecodeError, OSError) as error:
                 reason = str(error)
                 self.bad_samples.add(self.source.id(index), reason)
         raise InputError(
-            f"{MAX_BAD_IN_A_ROW} images in a row can't be read, the last because: {reason}; "
-            f"{self.bad_samples.path} lists them; mend the images"
+            f"{MAX_BAD_IN_A_ROW} images in a row of {name_at(self.source, index)} can't be read, the last because: "
+            f"{reason}; {self.bad_samples.path} lists them; mend the images"
         )
+
+    @contextmanager
+    def _named(self, step: int, index: int) -> Iterator[None]:
+        """Names step and sample in an error that is neither the image's nor a person's."""
+        try:
+            yield
+        except (DecodeError, OSError, InputError):
+            raise
+        except Exception as error:
+            where = f"step {step}, sample {self.source.id(index)}"
+            raise RuntimeError(f"{where}: {type(error).__name__}: {error}") from error

@@ -5,6 +5,7 @@ copy between processes, and a killed job leaves nothing behind.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -12,6 +13,8 @@ from typing import Generic, Self, TypeVar
 import torch
 
 T = TypeVar("T")
+LOOK_S = 1.0  # between looks at whether the threads still live
+LEAVE_S = 10.0  # for a thread to end; one that hangs in a read is left behind, and dies with the process
 
 
 class Loader(Generic[T]):
@@ -30,6 +33,7 @@ class Loader(Generic[T]):
         self._taken = 0  # batches handed out
         self._num_ahead = num_ahead
         self._ready: dict[int, T | BaseException] = {}
+        self._makers: dict[int, threading.Thread] = {}
         self._changed = threading.Condition()
         self._stopped = False
         self._threads = [
@@ -38,11 +42,14 @@ class Loader(Generic[T]):
 
     def __enter__(self) -> Self:
         num_compute_threads = torch.get_num_threads()
-        started = threading.Barrier(len(self._threads) + 1)
-        self._started = started
-        for thread in self._threads:
-            thread.start()
-        started.wait()
+        self._started = threading.Barrier(len(self._threads) + 1)
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:  # the system gives no more threads
+            self._started.abort()
+            raise
+        self._started.wait()
         torch.set_num_threads(num_compute_threads)  # the threads' own setting also became the one of later threads
         return self
 
@@ -51,20 +58,30 @@ class Loader(Generic[T]):
     ) -> None:
         with self._changed:
             self._stopped = True
+            self._ready.clear()
             self._changed.notify_all()
+        leave_until = time.monotonic() + LEAVE_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, leave_until - time.monotonic()))
 
     def __iter__(self) -> Iterator[T]:
         for number in range(len(self._steps)):
-            with self._changed:
-                self._changed.wait_for(lambda number=number: number in self._ready)
-                batch = self._ready.pop(number)
-                self._taken += 1
-                self._changed.notify_all()
+            batch = self._take(number)
             if isinstance(batch, BaseException):
                 raise batch
             yield batch
+
+    def _take(self, number: int) -> T | BaseException:
+        """A batch, or what was raised in its making; raises RuntimeError if nobody is left to make it."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: number in self._ready, LOOK_S):
+                makers = [self._makers[number]] if number in self._makers else self._threads
+                if not any(thread.is_alive() for thread in makers) and number not in self._ready:
+                    raise RuntimeError(f"step {self._steps[number]}: the thread that should make its batch has died")
+            self._makers.pop(number)
+            self._taken += 1
+            self._changed.notify_all()
+            return self._ready.pop(number)
 
     def _work(self) -> None:
         torch.set_num_threads(1)  # of this thread: a batch is one thread's work
@@ -76,12 +93,14 @@ class Loader(Generic[T]):
                     return
                 number = self._next
                 self._next += 1
+                self._makers[number] = threading.current_thread()
             try:
                 batch: T | BaseException = self._make(self._steps[number])
             except BaseException as error:  # raised again in the reader's thread
                 batch = error
             with self._changed:
-                self._ready[number] = batch
+                if not self._stopped:
+                    self._ready[number] = batch
                 self._changed.notify_all()
 
     def _may_begin(self) -> bool:

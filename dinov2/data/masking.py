@@ -35,6 +35,13 @@ def draw_masks(
     return torch.from_numpy(masks).view(2, num_images, grid * grid)
 
 
+def max_masked(params: MaskParams, *, num_images: int, grid: int) -> int:
+    """Patches that the masks of one group may cover at most (2,496 of 32 images with the paper's values)."""
+    num_masked = int(2 * num_images * params.probability)
+    bounds = np.linspace(params.ratio_min, params.ratio_max, num_masked + 1).tolist()
+    return sum(int(grid * grid * high) for high in bounds[1:])
+
+
 def draw_blocks(mask: np.ndarray, num_patches: int, generator: random.Random) -> None:
     """Mask rectangles in `mask` [grid grid] until `num_patches` are masked or none of ten more rectangles fits."""
     grid = len(mask)
@@ -60,7 +67,8 @@ def _draw_block(mask: np.ndarray, max_area: int, generator: random.Random) -> in
         height, width = round(sqrt(area * ratio)), round(sqrt(area / ratio))
         if height >= grid or width >= grid:
             continue
-        top, left = generator.randint(0, grid - height), generator.randint(0, grid - width)
+        top = int(generator.random() * (grid - height + 1))
+        left = int(generator.random() * (grid - width + 1))
         block = mask[top : top + height, left : left + width]
         added = height * width - int(np.count_nonzero(block))
         if 0 < added <= max_area:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from dinov2.data.decode import DecodeError, decode_rgb
-from dinov2.data.sampler import FolderSource
+from dinov2.data.sources import FolderSource
 from dinov2.data.view import center_crop
 from dinov2.hub import BackboneCard
 from dinov2.models.vit import VisionTransformer

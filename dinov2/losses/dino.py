@@ -1,36 +1,32 @@
-"""The image-level loss: a student's CLS logits against a teacher's targets from other crops of the same image."""
+"""The image-level loss: a student's CLS tokens against a teacher's targets from other crops of the same image."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dinov2.losses.centering import Assignment
+from dinov2.losses.cross_entropy import Student, cross_entropy
 
-def cross_entropy(
-    targets: Float[Tensor, "*n k"], logits: Float[Tensor, "*n k"], *, temperature: float
-) -> Float[Tensor, "*n"]:
-    """-sum_k target_k log softmax(logits / temperature)_k of each row, fp32; targets need not sum to 1.
+NUM_GLOBAL = 2
 
-    Written as mass * logsumexp - product, which keeps no log-probabilities for the backward pass.
+
+def dino_loss(
+    targets: Assignment, student: Student
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """(loss, its part of the local crops, its part of the global crops); only the first has a gradient.
+
+    `targets` are of the 2 global crops (features [2 b d]), `student.features` [2+l b d] of the global crops, then of l
+    local ones. Every pair of a global crop's targets with a different crop has one term, the mean over images of its
+    cross-entropy; their sum is divided by the number of pairs (18 with 8 local crops).
     """
-    scaled = logits.float() / temperature
-    targets = targets.float()
-    return targets.sum(-1) * torch.logsumexp(scaled, dim=-1) - (targets * scaled).sum(-1)
-
-
-def dino_local_loss(
-    targets: Float[Tensor, "g b k"], logits: Float[Tensor, "l b k"], *, temperature: float
-) -> Float[Tensor, ""]:
-    """Sum over all pairs of a global crop's targets and a local crop's logits, of cross-entropy's mean over images."""
-    return cross_entropy(targets.sum(0).expand(len(logits), -1, -1), logits, temperature=temperature).mean(1).sum()
-
-
-def dino_global_loss(
-    targets: Float[Tensor, "2 b k"], logits: Float[Tensor, "2 b k"], *, temperature: float
-) -> Float[Tensor, ""]:
-    """Sum over the two global crops of the mean cross-entropy of one's logits with the other's targets."""
-    return cross_entropy(targets.flip(0), logits, temperature=temperature).mean(1).sum()
+    num_crops, num_images = student.features.shape[:2]
+    pairs = student.features.new_ones(num_crops, NUM_GLOBAL)
+    pairs[:NUM_GLOBAL] -= torch.eye(NUM_GLOBAL, device=pairs.device)
+    weight = 1 / (num_dino_terms(num_crops - NUM_GLOBAL) * num_images)
+    loss, by_crop = cross_entropy(targets, student, pairs, student.features.new_full((num_images,), weight))
+    return loss, by_crop[NUM_GLOBAL:].sum(), by_crop[:NUM_GLOBAL].sum()
 
 
 def num_dino_terms(num_local: int) -> int:
-    """Pairs of different crops, which the sums above are divided by: 2 global and 2 for each local crop (18 with 8)."""
-    return 2 + 2 * num_local
+    """Pairs of different crops of which one is global: 2 global ones and 2 for each local crop."""
+    return NUM_GLOBAL + NUM_GLOBAL * num_local

@@ -56,7 +56,10 @@ class DINOHead(nn.Module):
                 nn.init.zeros_(module.bias)
         self.last_layer.init_weights()
 
+    def bottleneck(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bottleneck"]:
+        """What meets the prototypes: vectors of unit length, fp32. The losses go on from here, block by block."""
+        return F.normalize(self.mlp(x).float(), dim=-1, eps=1e-12)
+
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Logits of `x`, fp32."""
-        x = self.mlp(x).float()
-        return self.last_layer(F.normalize(x, dim=-1, eps=1e-12))
+        return self.last_layer(self.bottleneck(x))

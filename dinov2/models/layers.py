@@ -27,11 +27,30 @@ class Subsets(NamedTuple):
 
     def of_block(self, block: int) -> "Subsets":
         """The subsets of one block's two branches, rows [2 kept]."""
-        return Subsets(self.rows[block], self.scale, self.shapes)
+        return self._replace(rows=self.rows[block])
 
     def to(self, device: torch.device) -> "Subsets":
         """The same on a device."""
-        return Subsets(self.rows.to(device, non_blocking=True), self.scale.to(device, non_blocking=True), self.shapes)
+        return self._replace(
+            rows=self.rows.to(device, non_blocking=True), scale=self.scale.to(device, non_blocking=True)
+        )
+
+
+class Needed(NamedTuple):
+    """The rows of the packed matrix that are wanted of the last block, and what its branches make of them."""
+
+    rows: Int[Tensor, " m"]
+    places: Int[Tensor, " m"]
+    """Where each row stands among those that attention runs on; 0 if it does not."""
+    attention_scale: Float[Tensor, "m 1"] | None
+    """Factor of what attention adds to each row, 0 if its sample skips it; None: 1 for all."""
+    ffn_scale: Float[Tensor, "m 1"] | None
+    """The same of the feed-forward layer."""
+
+    def to(self, device: torch.device) -> "Needed":
+        """The same on a device."""
+        scales = [part if part is None else part.to(device, non_blocking=True) for part in self[2:]]
+        return Needed(self.rows.to(device, non_blocking=True), self.places.to(device, non_blocking=True), *scales)
 
 
 def draw_subsets(
@@ -64,6 +83,18 @@ def draw_subsets(
     return Subsets(torch.cat(rows, dim=2), torch.cat(scales), kept_shapes)
 
 
+def needed_of(rows: Int[Tensor, " m"], subsets: Subsets | None, num_tokens: int) -> Needed:
+    """What the last block needs to give the `rows` of `num_tokens`, where it runs on `subsets`; all on the CPU."""
+    if subsets is None:
+        return Needed(rows, rows, None, None)
+    attention, ffn = subsets.of_block(-1).rows
+    places = torch.zeros(num_tokens, dtype=torch.long)
+    scale = torch.zeros(2, num_tokens, 1)
+    places[attention] = torch.arange(len(attention))
+    scale[0, attention] = scale[1, ffn] = subsets.scale
+    return Needed(rows, places[rows], scale[0, rows], scale[1, rows])
+
+
 class Attention(nn.Module):
     """Multi-head self-attention within each sample."""
 
@@ -74,10 +105,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "tokens dim"], shapes: list[Shape]) -> Float[Tensor, "tokens dim"]:
-        """`shapes` tells how the tokens divide into samples."""
+    def forward(
+        self, x: Float[Tensor, "tokens dim"], shapes: list[Shape], rows: Int[Tensor, " m"] | None = None
+    ) -> Float[Tensor, "m dim"]:
+        """`shapes` tells how the tokens divide into samples. With `rows`, only those are projected and given out."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        return self.proj(attend(qkv, shapes, self.backend))
+        mixed = attend(qkv, shapes, self.backend)
+        return self.proj(mixed if rows is None else mixed.index_select(0, rows))
 
 
 class Mlp(nn.Module):
@@ -134,9 +168,14 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layerscale)
 
     def forward(
-        self, x: Float[Tensor, "tokens dim"], shapes: list[Shape], subsets: Subsets | None
-    ) -> Float[Tensor, "tokens dim"]:
-        """All samples pass both branches, or only those in `subsets` (rows [2 kept]) do."""
+        self, x: Float[Tensor, "tokens dim"], shapes: list[Shape], subsets: Subsets | None, needed: Needed | None = None
+    ) -> Float[Tensor, "m dim"]:
+        """All samples pass both branches, or only those in `subsets` (rows [2 kept]) do.
+
+        With `needed`, attention looks at all tokens but only those rows are projected, fed forward and given out.
+        """
+        if needed is not None:
+            return self._give_needed(x, shapes, subsets, needed)
         if subsets is None:
             x = x + self.ls1(self.attn(self.norm1(x), shapes))
             return x + self.ls2(self.mlp(self.norm2(x)))
@@ -146,3 +185,14 @@ class Block(nn.Module):
         rows = subsets.rows[1]
         branch = self.ls2(self.mlp(self.norm2(x.index_select(0, rows))))
         return x.index_add(0, rows, (branch * subsets.scale).to(x.dtype))
+
+    def _give_needed(self, x: Tensor, shapes: list[Shape], subsets: Subsets | None, needed: Needed) -> Tensor:
+        given = x.index_select(0, needed.rows)
+        if subsets is not None:
+            x, shapes = x.index_select(0, subsets.rows[0]), subsets.shapes
+        given = _added(given, self.ls1(self.attn(self.norm1(x), shapes, needed.places)), needed.attention_scale)
+        return _added(given, self.ls2(self.mlp(self.norm2(given))), needed.ffn_scale)
+
+
+def _added(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    return x + branch if scale is None else x + (branch * scale).to(x.dtype)

@@ -1,6 +1,7 @@
 """What a network is: parameters of the vision transformer and of the projection heads. Imports no torch."""
 
-from typing import Annotated, Literal, NamedTuple
+import re
+from typing import Annotated, Literal, NamedTuple, cast
 
 from pydantic import Field, model_validator
 
@@ -71,6 +72,7 @@ class Size(NamedTuple):
     depth: int
     heads: int
     ffn: Literal["mlp", "swiglu"]
+    """Of the released weights."""
 
 
 ARCHITECTURES = {
@@ -82,25 +84,33 @@ ARCHITECTURES = {
 
 
 def released_params(name: str) -> ViTParams:
-    """The parameters of a released DINOv2 backbone: a key of ARCHITECTURES, with `_reg4` for four registers.
+    """The parameters of a backbone of the reference: `<size>[_mlp|_swiglu][_16][_reg4]`, the size from ARCHITECTURES.
 
-    Raises InputError if there is no such backbone.
+    A size alone is the network of the released weights: patches of 14 px and positions for 518 px. `_reg4` adds four
+    registers. `_16` (patches of 16 px) and a feed-forward layer other than the released one are what the reference
+    trains but has released no weights of (`vit_large_swiglu` by vitl14.yaml, `vit_large_16` by vitl16_short.yaml);
+    their positions are for 224 px. Raises InputError if there is no such backbone.
     """
-    base, registers = (name.removesuffix("_reg4"), 4) if name.endswith("_reg4") else (name, 0)
-    if base not in ARCHITECTURES:
-        known = ", ".join([*ARCHITECTURES, *(f"{known}_reg4" for known in ARCHITECTURES)])
-        raise InputError(f"there is no released architecture '{name}'; take one of {known}")
+    match = re.fullmatch(rf"({'|'.join(ARCHITECTURES)})(?:_(mlp|swiglu))?(_16)?(_reg4)?", name)
+    if match is None:
+        raise InputError(
+            f"there is no architecture '{name}'; take one of {', '.join(ARCHITECTURES)}, if need be followed by _mlp "
+            "or _swiglu (feed-forward layer), _16 (patches of 16 px), _reg4 (four registers), in this order"
+        )
+    base, ffn, patches_of_16, registers = match.groups()
     size = ARCHITECTURES[base]
+    ffn = cast(Literal["mlp", "swiglu"], ffn or size.ffn)
+    is_released = patches_of_16 is None and ffn == size.ffn
     return ViTParams(
-        patch_size=14,
+        patch_size=16 if patches_of_16 else 14,
         dim=size.dim,
         depth=size.depth,
         heads=size.heads,
-        ffn=size.ffn,
-        num_registers=registers,
+        ffn=ffn,
+        num_registers=4 if registers else 0,
         layerscale=1e-5,
         drop_path=0.0,
-        image_size_px=518,
+        image_size_px=518 if is_released else 224,
         interpolate_offset=0.0 if registers else 0.1,
-        interpolate_antialias=registers > 0,
+        interpolate_antialias=registers is not None,
     )

@@ -5,16 +5,18 @@ matrix [all tokens, dim], every linear and norm runs on it at once, and only att
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dinov2.models.attention import Backend, Shape
-from dinov2.models.layers import Block, LayerScale, Subsets, draw_subsets
+from dinov2.models.attention import Backend, Shape, attention_weights
+from dinov2.models.layers import Block, LayerScale, Subsets, needed_of
 from dinov2.models.params import ViTParams
+from dinov2.models.recompute import Recompute, run_block
+from dinov2.params import InputError
 
 
 class Features(NamedTuple):
@@ -64,9 +66,12 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """The backbone. Images are normalised floats whose sides are multiples of the patch size."""
 
-    def __init__(self, params: ViTParams, *, attention: Backend = "sdpa") -> None:
+    def __init__(
+        self, params: ViTParams, *, attention: Backend = "sdpa", recompute: Recompute = "none"
+    ) -> None:
         super().__init__()
         self.params = params
+        self.recompute: Recompute = recompute
         dim = params.dim
         self.patch_embed = PatchEmbed(params.patch_size, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
@@ -102,42 +107,75 @@ class VisionTransformer(nn.Module):
         return self.features(images).cls
 
     def features(self, images: Float[Tensor, "b 3 h w"], masks: Bool[Tensor, "b n"] | None = None) -> Features:
-        """Tokens after the final norm; patches under `masks` are replaced by the mask token."""
-        return self.features_packed([images], [masks])[0]
+        """Tokens after the final norm; patches under `masks` are replaced by the mask token. No stochastic depth."""
+        tokens = self._embed(images, masks)
+        shape = (len(tokens), tokens.shape[1])
+        x = tokens.flatten(0, 1)
+        for block in self.blocks:
+            x = block(x, [shape], None)
+        return self._split(self.norm(x), shape)
 
-    def features_packed(
+    def tokens(
         self,
         crops: Sequence[Float[Tensor, "_ 3 _ _"]],
         masks: Sequence[Bool[Tensor, "_ _"] | None],
+        rows: Int[Tensor, " m"],
         subsets: Subsets | None = None,
-    ) -> list[Features]:
-        """`features` of several crop sizes in one forward.
+    ) -> Float[Tensor, "m d"]:
+        """Some tokens of crops of several sizes, after the final norm, in one packed forward.
 
-        In training with stochastic depth, `subsets` says which samples pass each branch; without it they are drawn by
-        torch's global generator from all samples of a crop size.
+        `rows` (on the CPU) number all tokens sample by sample, size by size: samples * (1 + registers + patches). What
+        only other tokens need is left out of the last block. `subsets` says which samples pass each branch.
         """
-        tokens = [self._embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
-        shapes = [(len(t), t.shape[1]) for t in tokens]
-        if subsets is None and self.training and self.params.drop_path > 0:
-            subsets = draw_subsets(shapes, 1, self.params.depth, self.params.drop_path, [torch.default_generator])
-        x = torch.cat([t.flatten(0, 1) for t in tokens])
+        embedded = [self._embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
+        shapes = [(len(part), part.shape[1]) for part in embedded]
+        x = torch.cat([part.flatten(0, 1) for part in embedded])
+        needed = needed_of(rows, subsets, len(x)).to(x.device)
         subsets = subsets.to(x.device) if subsets else None
         for number, block in enumerate(self.blocks):
-            x = block(x, shapes, subsets.of_block(number) if subsets else None)
-        return self._split(self.norm(x), shapes)
+            is_last = number == len(self.blocks) - 1
+            arguments = (x, shapes, subsets.of_block(number) if subsets else None, needed if is_last else None)
+            x = run_block(block, self.recompute, *arguments)
+        return self.norm(x)
 
-    def intermediate(self, images: Float[Tensor, "b 3 h w"], num_layers: int) -> list[Features]:
-        """Outputs of the last `num_layers` blocks, first to last, each after the final norm; no stochastic depth."""
-        assert 0 < num_layers <= len(self.blocks), f"{num_layers} layers of {len(self.blocks)}"
+    def intermediate(
+        self, images: Float[Tensor, "b 3 h w"], blocks: int | Sequence[int], norm: bool
+    ) -> list[Features]:
+        """Outputs of the last `blocks` blocks, or of the blocks with these numbers (from 0), in their order.
+
+        After the final norm if `norm` (linear probes), else as the block leaves them (depth heads). No stochastic
+        depth; blocks after the last one asked for do not run. Raises InputError if there is no such block.
+        """
+        depth = len(self.blocks)
+        numbers = list(range(depth - blocks, depth)) if isinstance(blocks, int) else list(blocks)
+        if not numbers or min(numbers) < 0 or max(numbers) >= depth:
+            raise InputError(f"the network has {depth} blocks, from 0; {blocks} is asked of it: ask for fewer")
         tokens = self._embed(images, None)
         shapes = [(len(tokens), tokens.shape[1])]
-        x = tokens.flatten(0, 1)
-        outputs = []
-        for number, block in enumerate(self.blocks):
+        x, outputs = tokens.flatten(0, 1), {}
+        for number, block in enumerate(self.blocks[: max(numbers) + 1]):
             x = block(x, shapes, None)
-            if number >= len(self.blocks) - num_layers:
-                outputs.append(self._split(self.norm(x), shapes)[0])
-        return outputs
+            if number in numbers:
+                outputs[number] = self._split(self.norm(x) if norm else x, shapes[0])
+        return [outputs[number] for number in numbers]
+
+    def attention_maps(self, images: Float[Tensor, "b 3 h w"], block: int) -> Float[Tensor, "b heads t t"]:
+        """How much each token (row: CLS, registers, patches) takes from each (column) in one block's attention.
+
+        Rows sum to 1. `block` counts from 0, or from -1 for the last. Only this block's maps are ever in memory:
+        4 b heads t^2 bytes in fp32. Raises InputError if there is no such block.
+        """
+        depth = len(self.blocks)
+        if not -depth <= block < depth:
+            raise InputError(f"the network has {depth} blocks, from 0; {block} is asked of it: ask for another")
+        tokens = self._embed(images, None)
+        shape = (len(tokens), tokens.shape[1])
+        x = tokens.flatten(0, 1)
+        for earlier in self.blocks[: block % depth]:
+            x = earlier(x, [shape], None)
+        asked = cast(Block, self.blocks[block])
+        qkv = asked.attn.qkv(asked.norm1(x)).unflatten(-1, (3, self.params.heads, -1))
+        return attention_weights(qkv, shape)
 
     def _embed(self, images: Tensor, masks: Tensor | None) -> Tensor:
         height, width = (side // self.params.patch_size for side in images.shape[2:])
@@ -159,12 +197,7 @@ class VisionTransformer(nn.Module):
             return x
         return torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
 
-    def _split(self, x: Tensor, shapes: list[Shape]) -> list[Features]:
+    def _split(self, x: Tensor, shape: Shape) -> Features:
+        x = x.unflatten(0, shape)
         first_patch = 1 + self.params.num_registers
-        parts = [
-            part.unflatten(0, shape) for shape, part in zip(shapes, x.split([n * t for n, t in shapes]), strict=True)
-        ]
-        return [  # copies: sharded modules must not return views
-            Features(part[:, 0].clone(), part[:, 1:first_patch].clone(), part[:, first_patch:].clone())
-            for part in parts
-        ]
+        return Features(x[:, 0], x[:, 1:first_patch], x[:, first_patch:])

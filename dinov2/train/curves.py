@@ -13,7 +13,7 @@ from pathlib import Path
 Row = dict[str, int | float]
 """Values of one step by name; `step` is how many steps were done."""
 
-BY_CLOCK = ("time", "images_per_s", "data_wait_share", "memory_gb", "rss_gb", "model_tflops_per_s", "held_s")
+BY_CLOCK = ("time", "images_per_s", "data_wait_share", "memory_gb", "rss_gb", "model_tflops_per_s", "mfu")
 
 
 def append_row(path: Path, step: int, values: Mapping[str, float]) -> None:

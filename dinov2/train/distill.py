@@ -6,7 +6,7 @@ back, is what comes out.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dinov2.models.attention import Backend
 from dinov2.models.head import DINOHead
 from dinov2.models.params import HeadParams, ViTParams
+from dinov2.models.recompute import Recompute
 from dinov2.params import InputError
 from dinov2.train.objective import (
     Batch,
@@ -26,7 +27,6 @@ from dinov2.train.objective import (
     init_network,
     move_average,
     student_losses,
-    total_loss,
 )
 from dinov2.train.params import LossParams
 
@@ -35,12 +35,18 @@ class DistilledStudent(nn.Module):
     """A student with heads of its own, and its moving average: `average["backbone"]` is the product."""
 
     def __init__(
-        self, model: ViTParams, dino_head: HeadParams, ibot_head: HeadParams | None, *, attention: Backend
+        self,
+        model: ViTParams,
+        dino_head: HeadParams,
+        ibot_head: HeadParams | None,
+        *,
+        attention: Backend,
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         if model.drop_path > 0:
             raise InputError(f"a distilled student has drop_path {model.drop_path}; distillation has none, set it to 0")
-        self.student = build_network(model, dino_head, ibot_head, attention)
+        self.student = build_network(model, dino_head, ibot_head, attention=attention, recompute=recompute)
         self.average = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "DistilledStudent":
@@ -94,16 +100,16 @@ class Distiller(nn.Module):
                     f"the student's {name} has {given} prototypes but its teacher's {asked}; make them equal"
                 )
 
-    def teacher_targets(self, batch: Batch, temperature: float) -> Targets:
+    def targets(self, parts: Sequence[Batch], temperature: float) -> list[Targets]:
         """What every student is to predict, of both global crops and of all their patches; masks are not looked at."""
-        return self.targeting(self.teacher, batch.global_crops, torch.ones_like(batch.masks), temperature)
+        whole = [part._replace(masks=torch.ones_like(part.masks), max_masked=0) for part in parts]
+        return self.targeting(self.teacher, whole, temperature)
 
-    def student_losses(self, student: DistilledStudent, batch: Batch, targets: Targets) -> dict[str, Tensor]:
-        """The unweighted terms as in pretraining, for one student."""
+    def losses(
+        self, student: DistilledStudent, batch: Batch, targets: Targets
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """(the weighted sum to take the gradient of, its unweighted terms) as in pretraining, for one student."""
+        whole = batch._replace(max_masked=0)
         return student_losses(
-            student.student, batch, targets, self.loss, masked=False, group_size=self.group_size, group_seeds=None
+            student.student, whole, targets, self.loss, masked=False, group_size=self.group_size, group_seeds=None
         )
-
-    def total(self, losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The weighted sum to take the gradient of."""
-        return total_loss(dict(losses), self.loss)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dinov2.data.draws import integer_seed
-from dinov2.data.sampler import Source
+from dinov2.data.sources import Source
 from dinov2.distributed import process_group, rank, world_size
 from dinov2.params import Params
 from dinov2.records import Summary, sha256_file, write_json
@@ -21,9 +21,9 @@ from dinov2.train.distill import DistilledStudent, Distiller
 from dinov2.train.learning import Distillation
 from dinov2.train.loop import train
 from dinov2.train.objective import build_network
-from dinov2.train.params import RecipeParams
-from dinov2.train.pretraining import check_sizes, local_device, summarise
-from dinov2.train.products import SHOWN, Architecture, final_metrics, part, read_training, rows_of, write_backbone
+from dinov2.train.params import Architecture, RecipeParams
+from dinov2.train.pretraining import check_sizes, fingerprint_of, local_device, summarise
+from dinov2.train.products import SHOWN, final_metrics, part, read_training, rows_of, write_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +92,20 @@ def _train_students(
     state, architecture = read_training(teacher)
     patch_size = architecture.model.patch_size
     check_sizes(recipe, patch_size)
-    frozen = build_network(architecture.model, architecture.dino_head, architecture.ibot_head, recipe.attention)
+    attention = recipe.efficiency.attention
+    frozen = build_network(
+        architecture.model, architecture.dino_head, architecture.ibot_head, attention=attention, recompute="none"
+    )
     frozen.load_state_dict(part(state, "teacher."), strict=True)
     learning = Distillation(
         Distiller(frozen, recipe.loss, group_size=recipe.group_size),
         {name: _fresh(recipe, student.architecture) for name, student in students.items()},
     )
     logger.info("distill: %s from %d images, %d steps", ", ".join(students), len(source), recipe.num_steps)
-    skipped = train(learning, recipe, source, patch_size=patch_size, work=work, fingerprint=work.name, device=device)
+    skipped = train(
+        learning, recipe, source, patch_size=patch_size, work=work, fingerprint=fingerprint_of(work, source, None),
+        device=device,
+    )  # fmt: skip
     trained = full_state(learning.saved)
     rows = read_rows(work / "metrics.jsonl")
     for name, student in students.items():
@@ -125,5 +131,6 @@ def _fresh(recipe: RecipeParams, architecture: Architecture) -> DistilledStudent
     # Anew for each, so that no student depends on which others there are; and never the teacher's own first weights.
     torch.manual_seed(integer_seed("students", recipe.seed, 0, 0))
     return DistilledStudent(
-        architecture.model, architecture.dino_head, architecture.ibot_head, attention=recipe.attention
-    )
+        architecture.model, architecture.dino_head, architecture.ibot_head,
+        attention=recipe.efficiency.attention, recompute=recipe.efficiency.recompute,
+    )  # fmt: skip

@@ -1,8 +1,9 @@
 """What a step that was not finite leaves behind: all that `python -m dinov2.train.replay FOLDER` needs to run it again.
 
-    step-000000123/    number of the step, from 0; written under a temporary name, then renamed
+    step-000000123/    number of the step, as in the log; written under a temporary name, then renamed
         about.json     recipe, networks, the step's values, the numbers that were seen, whose step it was
-        weights.pt     every network and centre before the update, unsharded
+        weights.pt     every network and centre as they were, unsharded; on a GPU after one step more, since it tells of
+                       a step while the next one runs
         batch-0.pt     the images, colours and masks of rank 0, and so on
 """
 
@@ -11,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from dinov2.data.collate import RawBatch
 from dinov2.data.colour import Colours
 from dinov2.distributed import own_group, rank, world_size
-from dinov2.params import InputError, Params
+from dinov2.params import InputError
 from dinov2.records import write_json
 from dinov2.train.checkpoint import full_state
 from dinov2.train.learning import Distillation, Learning
+from dinov2.train.objective import architecture_of
 from dinov2.train.params import RecipeParams
 from dinov2.train.schedules import StepValues
 
@@ -112,16 +114,11 @@ def everything(learning: Learning) -> nn.Module:
 
 def networks(learning: Learning) -> dict[str, Any]:
     """The params of each learner's network and, in distillation, of the `teacher`'s, by name."""
-    found = {name: _architecture(network) for name, network in learning.learners().items()}
+    found = {name: architecture_of(network).model_dump(mode="json") for name, network in learning.learners().items()}
     if isinstance(learning, Distillation):
-        return {"students": found, "teacher": _architecture(learning.distiller.teacher)}
+        teacher = architecture_of(learning.distiller.teacher)
+        return {"students": found, "teacher": teacher.model_dump(mode="json")}
     return {"student": found[""]}
-
-
-def _architecture(network: nn.ModuleDict) -> dict[str, Any]:
-    names = {"backbone": "model", "dino_head": "dino_head", "ibot_head": "ibot_head"}
-    parts = {names[name]: cast(Params, module.params).model_dump(mode="json") for name, module in network.items()}
-    return {"ibot_head": None, **parts}
 
 
 def _plain(raw: RawBatch) -> dict[str, Any]:

@@ -20,8 +20,12 @@ CHANCE = 0.99  # of ln K: an image-level loss above it is a guess among K protot
 class Meter:
     """Speed between two readings. All times are this process's."""
 
-    def __init__(self, *, batch_size: int, flops_per_step: float | None) -> None:
-        """`batch_size` counts all processes' images; `flops_per_step` is the model's arithmetic of one step of all."""
+    def __init__(self, *, batch_size: int, flops_per_step: float | None, peak_tflops: float | None) -> None:
+        """`batch_size` counts all processes' images; `flops_per_step` is the model's arithmetic of one step of all.
+
+        `peak_tflops` is what all their devices together could do at best.
+        """
+        self.peak_tflops = peak_tflops
         self.batch_size = batch_size
         self.flops_per_step = flops_per_step
         self._since = time.perf_counter()
@@ -50,7 +54,8 @@ class Meter:
     def rates(self) -> dict[str, float]:
         """images_per_s, data_wait_share and, of all devices together, model_tflops_per_s since the last call; memory.
 
-        `memory_gb` is the largest that this process's GPU tensors took so far, `rss_gb` that of the whole process.
+        `mfu` is the share of the devices' peak (model FLOPs utilisation). `memory_gb` is the most that this process's
+        GPU tensors took so far, `rss_gb` that of the whole process.
         """
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused_s, 1e-9)
@@ -61,6 +66,8 @@ class Meter:
         }
         if self.flops_per_step is not None:
             values["model_tflops_per_s"] = self._num_steps * self.flops_per_step / seconds / 1e12
+            if self.peak_tflops is not None:
+                values["mfu"] = values["model_tflops_per_s"] / self.peak_tflops
         if torch.cuda.is_available():
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self._since, self._num_steps, self._waited_s, self._paused_s = now, 0, 0.0, 0.0
@@ -105,7 +112,7 @@ class Alarms:
 
     def of_features(self, values: Mapping[str, float]) -> list[str]:
         """What the monitor's values say."""
-        if self.min_effective_rank is None:
+        if self.min_effective_rank is None or not values:
             return []
         rank, entropy, used = (values[name] for name in ("effective_rank", "teacher_entropy", "prototypes_used"))
         uniform = log(self.num_prototypes)

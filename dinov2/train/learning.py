@@ -1,16 +1,16 @@
 """What the loop trains: one student with its teacher (pretraining), or several students of one frozen teacher.
 
-Both give the loop the same few things: the networks that learn, by name; their losses, one learner after the other, so
+Both give the loop the same few things: the networks that learn, by name; their targets and losses, part by part, so
 that only one graph is in memory; and what is averaged, watched and saved.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from dinov2.train.distill import DistilledStudent, Distiller
-from dinov2.train.objective import Batch
+from dinov2.train.objective import Batch, Targets
 from dinov2.train.student_teacher import StudentTeacher
 
 
@@ -33,14 +33,14 @@ class Learning(Protocol):
         """The network of each learner that comes out in the end."""
         ...
 
-    def losses(
-        self, batch: Batch, *, teacher_temperature: float, group_seeds: Sequence[int]
-    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """(learner, its unweighted losses), lazily: the caller takes the gradient before it asks for the next."""
+    def targets(self, parts: Sequence[Batch], temperature: float) -> list[Targets]:
+        """What the learners are to predict of each part of a batch."""
         ...
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of a learner's losses."""
+    def losses(
+        self, name: str, batch: Batch, targets: Targets, group_seeds: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the weighted sum of a learner's losses of one part, to take the gradient of; its unweighted terms)."""
         ...
 
     def update_average(self, name: str, momentum: float) -> None:
@@ -67,15 +67,15 @@ class Pretraining:
         """The teacher."""
         return {"": self.pair.teacher}
 
-    def losses(
-        self, batch: Batch, *, teacher_temperature: float, group_seeds: Sequence[int]
-    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """The student's losses."""
-        yield "", self.pair.losses(batch, teacher_temperature=teacher_temperature, group_seeds=group_seeds)
+    def targets(self, parts: Sequence[Batch], temperature: float) -> list[Targets]:
+        """The teacher's."""
+        return self.pair.targets(parts, temperature)
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum."""
-        return self.pair.total(losses)
+    def losses(
+        self, name: str, batch: Batch, targets: Targets, group_seeds: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's."""
+        return self.pair.losses(batch, targets, group_seeds=group_seeds)
 
     def update_average(self, name: str, momentum: float) -> None:
         """Move the teacher."""
@@ -109,17 +109,15 @@ class Distillation:
         """The averages."""
         return {name: self._student(name).average for name in self.students}
 
-    def losses(
-        self, batch: Batch, *, teacher_temperature: float, group_seeds: Sequence[int]
-    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each student's losses, against targets that were made once."""
-        targets = self.distiller.teacher_targets(batch, teacher_temperature)
-        for name in self.students:
-            yield name, self.distiller.student_losses(self._student(name), batch, targets)
+    def targets(self, parts: Sequence[Batch], temperature: float) -> list[Targets]:
+        """The frozen teacher's, made once for all students."""
+        return self.distiller.targets(parts, temperature)
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum."""
-        return self.distiller.total(losses)
+    def losses(
+        self, name: str, batch: Batch, targets: Targets, group_seeds: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A student's."""
+        return self.distiller.losses(self._student(name), batch, targets)
 
     def update_average(self, name: str, momentum: float) -> None:
         """Move a student's average."""

@@ -1,70 +1,41 @@
-"""The training loop: schedules, steps, clipping, averages, curves, checkpoints, and being stopped in good order.
+"""The training loop: schedules, steps, curves, checkpoints, and being stopped in good order.
 
 Everything that has an effect stands here: optimiser, clock, disk. The mathematics is a `Learning`. One process on a CPU
 runs the same code as many on GPUs. Randomness is drawn from (seed, step), so a resumed run equals an uninterrupted one.
 """
 
 import logging
-import time
-from dataclasses import dataclass, field
-from math import isfinite
+from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from dinov2.data.collate import BadSamples, Collator, RawBatch, finish
 from dinov2.data.loader import Loader
-from dinov2.data.sampler import Source
-from dinov2.distributed import all_reduce_sum, rank, world_size
-from dinov2.models.head import DINOHead
-from dinov2.progress import bar
+from dinov2.data.masking import max_masked
+from dinov2.data.sources import Source
+from dinov2.distributed import rank, world_size
+from dinov2.heap import keep_heap
 from dinov2.train.checkpoint import Checkpoints
-from dinov2.train.curves import append_row
-from dinov2.train.dump import Dumps
-from dinov2.train.health import Alarms, Meter
+from dinov2.train.flops import flops_per_step
+from dinov2.train.health import Meter
 from dinov2.train.interrupt import Interruption
 from dinov2.train.learning import Learning
 from dinov2.train.monitor import Monitor
-from dinov2.train.objective import Batch
-from dinov2.train.optim import build_optimizer, clip, set_rates
-from dinov2.train.parallelize import autocast, parallelize
+from dinov2.train.objective import Batch, architecture_of
+from dinov2.train.outcomes import DivergedError, Outcomes, Progress, Watch
+from dinov2.train.parallelize import parallelize
 from dinov2.train.params import RecipeParams
-from dinov2.train.schedules import StepValues, values_at
+from dinov2.train.plan import peak_tflops
+from dinov2.train.schedules import values_at
+from dinov2.train.step import Optimisers, build_optimisers, take_step
 from dinov2.train.watchdog import Watchdog
 
+__all__ = ["DivergedError", "train"]
+
 logger = logging.getLogger(__name__)
-
-MAX_SKIPPED_IN_A_ROW = 5
-MAX_DUMPS = 2
-STALL_S = 1800.0
-MIN_EFFECTIVE_RANK = 1.5
-MAX_CHANCE_STEPS = 2000
-PROGRESS_EVERY_S = 5.0
-
-
-class DivergedError(RuntimeError):
-    """Losses or gradients stayed infinite or NaN."""
-
-
-@dataclass
-class Progress:
-    """What goes on from one start of a run to the next, and what tells how fast this start is."""
-
-    step: int
-    """Steps done."""
-    skipped: dict[str, int]
-    """Steps without an update, by learner."""
-    skipped_in_a_row: dict[str, int]
-    started_step: int = 0
-    shown: float = field(default_factory=time.perf_counter)
-    rates: dict[str, float] = field(default_factory=dict)
-
-    def extra(self) -> dict[str, dict[str, int]]:
-        """What a checkpoint remembers."""
-        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
 
 def train(
@@ -80,88 +51,71 @@ def train(
     """Train to the last step, from the newest checkpoint in `work` if there is one; returns skipped steps by learner.
 
     Writes work/metrics.jsonl, work/checkpoints/, work/bad_samples.jsonl. Raises InputError for a checkpoint of another
-    fingerprint or unreadable images, DivergedError after five steps in a row that were not finite.
+    fingerprint or unreadable images, DivergedError after too many steps in a row that were not finite.
     """
-    parallelize(learning.networks(), params.precision, device)
+    keep_heap()
+    parallelize(learning.networks(), params.efficiency, device)
     learners = learning.learners()
-    optimizers: dict[str, Optimizer] = {name: build_optimizer(net, params.optim) for name, net in learners.items()}
+    optimisers = {name: build_optimisers(network, params, device) for name, network in learners.items()}
+    adamws = {name: each.adamw for name, each in optimisers.items()}
     checkpoints = Checkpoints(work / "checkpoints", fingerprint=fingerprint, num_kept=params.keep_checkpoints)
     progress = Progress(0, dict.fromkeys(learners, 0), dict.fromkeys(learners, 0))
-    loaded = checkpoints.load_newest(learning.saved, optimizers)
+    loaded = checkpoints.load_newest(learning.saved, adamws)
     if loaded is not None:
-        progress.step = progress.started_step = loaded[0]
-        progress.skipped, progress.skipped_in_a_row = loaded[1]["skipped"], loaded[1]["skipped_in_a_row"]
+        _go_on(progress, *loaded, optimisers)
         logger.info("going on after step %d of %d", progress.step, params.num_steps)
     if progress.step >= params.num_steps:
         return progress.skipped
     work.mkdir(parents=True, exist_ok=True)
-    monitor = Monitor(
-        source, num_images=params.monitor_images, size_px=params.crops.global_size_px, seed=params.seed, device=device
-    )
+    meter = _meter(learning, params, device)
+    watch = _watch(learning, params, source, device)
+    outcomes = Outcomes(learning, params, progress, work=work, meter=meter, watch=watch)
     collator = Collator(
         source, params.crops, params.masks, seed=params.seed, batch_size=params.batch_size,
         group_size=params.group_size, patch_size=patch_size, rank=rank(), world_size=world_size(),
-        bad_samples=BadSamples(work / "bad_samples.jsonl"),
+        bad_samples=BadSamples(work / "bad_samples.jsonl"), num_parts=params.efficiency.num_micro_batches,
     )  # fmt: skip
+    most_masked = _most_masked(params, patch_size) if params.efficiency.compile else 0
     for network in learners.values():
         network.train()
 
     steps = range(progress.step, params.num_steps)
     threads = num_data_threads(device)
-    dumps = Dumps(work / "not_finite", max_dumps=MAX_DUMPS)
-    alarms = {name: _alarms(network) for name, network in learners.items()}
     with (
         Interruption() as interruption,
         checkpoints,
-        Watchdog(STALL_S) as watchdog,
+        Watchdog(params.watch.stall_s) as watchdog,
         Loader(lambda step: _load(collator, step, device), steps, num_threads=threads, num_ahead=threads + 2) as loader,
     ):
-        meter = Meter(batch_size=params.batch_size, flops_per_step=None)
-        progress.shown = time.perf_counter()
         batches = iter(loader)
         while progress.step < params.num_steps:
             watchdog.beat(progress.step, "data")
             with meter.waiting():
                 raw, crops = next(batches)
             watchdog.beat(progress.step, "the step")
-            batch = Batch(*(crops if crops is not None else finish(raw, device)))
+            batch = Batch(*(crops if crops is not None else finish(raw, device)), most_masked)
             values = values_at(progress.step, params.schedule, num_steps=params.num_steps, peak_lr=params.peak_lr)
-            losses, updated = _step(
-                learning, params, batch,
-                group_seeds=raw.group_seeds, values=values, optimizers=optimizers, device=device,
-            )  # fmt: skip
-            meter.step_done()
-            if failed := [name for name, was_updated in updated.items() if not was_updated]:
-                dumps.write(
-                    learning, params, raw,
-                    step=progress.step, values=values, numbers=losses, learners=failed, loss_scale=None,
+            with watchdog.paused() if progress.step == steps.start else nullcontext():  # it may compile
+                outcome = take_step(
+                    learning, params, batch,
+                    group_seeds=raw.group_seeds, values=values, optimisers=optimisers, device=device,
                 )  # fmt: skip
-            _count_skipped(updated, losses, progress, dumps)
             progress.step += 1
-            with watchdog.paused():
-                _record(
-                    learning, params, progress,
-                    losses=losses, values=values, monitor=monitor, meter=meter, alarms=alarms, work=work,
-                )  # fmt: skip
+            meter.step_done()
             is_last = progress.step == params.num_steps
             boundary = interruption.agreed(has_failed=checkpoints.has_failed, is_last=is_last)
             with watchdog.paused():
+                outcomes.add(raw, values, outcome)
                 if boundary.has_failed:
                     checkpoints.wait()
                 if boundary.signal or is_last or progress.step % params.checkpoint_every_steps == 0:
-                    checkpoints.save(progress.step, learning.saved, optimizers, progress.extra())
+                    outcomes.settle()
+                    checkpoints.save(progress.step, learning.saved, adamws, _extra(progress, optimisers))
                 if boundary.signal is not None:
                     checkpoints.wait()
                     logger.warning("%s: saved after step %d", boundary.signal.name, progress.step)
                     interruption.pass_on(boundary.signal)
     return progress.skipped
-
-
-def _alarms(network: nn.ModuleDict) -> Alarms:
-    num_prototypes = cast(DINOHead, network["dino_head"]).params.num_prototypes
-    return Alarms(
-        num_prototypes=num_prototypes, min_effective_rank=MIN_EFFECTIVE_RANK, max_chance_steps=MAX_CHANCE_STEPS
-    )
 
 
 def num_data_threads(device: torch.device) -> int:
@@ -179,116 +133,48 @@ def _load(collator: Collator, step: int, device: torch.device) -> tuple[RawBatch
     return pinned, None
 
 
-def _step(
-    learning: Learning,
-    params: RecipeParams,
-    batch: Batch,
-    *,
-    group_seeds: list[int],
-    values: StepValues,
-    optimizers: dict[str, Optimizer],
-    device: torch.device,
-) -> tuple[dict[str, float], dict[str, bool]]:
-    """One step of every learner; returns the losses and gradient norms of all, and whether each was updated.
-
-    A learner whose loss or gradient is not finite is left as it was. Losses are means over all processes.
-    """
-    learners = learning.learners()
-    for optimizer in optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-    report: dict[str, float] = {}
-    updated: dict[str, bool] = {}
-    with autocast(params, device):
-        each = learning.losses(batch, teacher_temperature=values.teacher_temperature, group_seeds=group_seeds)
-    while True:
-        with autocast(params, device):
-            item = next(each, None)
-            if item is None:
-                return report, updated
-            name, losses = item
-            total = learning.total(losses)
-        total.backward()
-        norms = clip(learners[name], params.optim.clip_norm)
-        terms = {**losses, "total": total}
-        means = all_reduce_sum(torch.stack([value.detach().float() for value in terms.values()])) / world_size()
-        numbers = torch.cat([means, torch.stack([norm.float() for norm in norms.values()])]).tolist()  # the one wait
-        keys = [*terms, *(f"grad_norm_{part}" for part in norms)]
-        report |= {_named(name, key): number for key, number in zip(keys, numbers, strict=True)}
-        updated[name] = all(isfinite(number) for number in numbers)
-        if updated[name]:
-            rates = {"lr": values.lr, "last_layer_lr": values.last_layer_lr, "weight_decay": values.weight_decay}
-            set_rates(optimizers[name], **rates)
-            optimizers[name].step()
-            learning.update_average(name, values.momentum)
+def _most_masked(params: RecipeParams, patch_size: int) -> int:
+    """Patches that the masks of one process's batch may cover."""
+    grid = params.crops.global_size_px // patch_size
+    num_groups = params.batch_size // world_size() // params.group_size
+    return num_groups * max_masked(params.masks, num_images=params.group_size, grid=grid)
 
 
-def _named(learner: str, key: str) -> str:
-    return f"{learner}/{key}" if learner else key
-
-
-def _count_skipped(updated: dict[str, bool], losses: dict[str, float], progress: Progress, dumps: Dumps) -> None:
-    """Count and tell of what was not finite; raises DivergedError after five steps in a row."""
-    for name, was_updated in updated.items():
-        if was_updated:
-            progress.skipped_in_a_row[name] = 0
-            continue
-        progress.skipped[name] += 1
-        progress.skipped_in_a_row[name] += 1
-        bad = [key for key, value in losses.items() if not isfinite(value) and key.startswith(_named(name, ""))]
-        where = f"step {progress.step}" + (f" of {name}" if name else "")
-        logger.warning("%s: %s not finite, so nothing was updated", where, ", ".join(bad))
-        if progress.skipped_in_a_row[name] >= MAX_SKIPPED_IN_A_ROW:
-            raise DivergedError(
-                f"{', '.join(bad)} not finite at {where}, {MAX_SKIPPED_IN_A_ROW} steps in a row; lower base_lr, or see "
-                f"where it begins: python -m dinov2.train.replay {dumps.folder}/step-..."
-            )
-
-
-def _record(
-    learning: Learning,
-    params: RecipeParams,
-    progress: Progress,
-    *,
-    losses: dict[str, float],
-    values: StepValues,
-    monitor: Monitor,
-    meter: Meter,
-    alarms: dict[str, Alarms],
-    work: Path,
-) -> None:
-    """Add to the curves and show a line, each when it is due."""
-    is_end = progress.step in (1, params.num_steps)
-    watch = is_end or progress.step % params.monitor_every_steps == 0
-    if watch or progress.step % params.log_every_steps == 0:
-        row = {key: value for key, value in losses.items() if isfinite(value)}  # JSON has no NaN
-        progress.rates = meter.rates()
-        row |= values._asdict() | progress.rates
-        sentences = [(name, one) for name, alarm in alarms.items() for one in alarm.of_losses(progress.step, {
-            key.removeprefix(_named(name, "")): value for key, value in losses.items()
-        })]  # fmt: skip
-        if watch:
-            with meter.paused():
-                for name, network in learning.watched().items():
-                    seen = monitor.values(network, values.teacher_temperature)
-                    sentences += [(name, one) for one in alarms[name].of_features(seen)]
-                    row |= {_named(name, key): value for key, value in seen.items()}
-        if rank() == 0:
-            for name, sentence in sentences:
-                logger.warning("step %d%s: %s", progress.step, f" of {name}" if name else "", sentence)
-            append_row(work / "metrics.jsonl", progress.step, row)
-    now = time.perf_counter()
-    if progress.rates and (is_end or now - progress.shown >= PROGRESS_EVERY_S):
-        progress.shown = now
-        logger.info("%s", _line(progress, params, losses))
-
-
-def _line(progress: Progress, params: RecipeParams, losses: dict[str, float]) -> str:
-    rates = progress.rates
-    left_s = (params.num_steps - progress.step) * params.batch_size / max(rates["images_per_s"], 1e-9)
-    shown = {key: value for key, value in losses.items() if key.endswith("/total") or not ("/" in key or "grad" in key)}
-    totals = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
-    far = f"{bar(progress.step, params.num_steps)}  step {progress.step} of {params.num_steps}"
-    return (
-        f"{far}  {totals}  {rates['images_per_s']:.0f} images/s  "
-        f"wait {rates['data_wait_share']:.0%}  left {left_s // 60:.0f} min {left_s % 60:.0f} s"
+def _watch(learning: Learning, params: RecipeParams, source: Source, device: torch.device) -> Watch | None:
+    """Looks at all watched networks; None if that is switched off."""
+    if params.watch.every_steps is None:
+        return None
+    monitor = Monitor(
+        source, num_images=params.watch.images, size_px=params.crops.global_size_px, seed=params.seed, device=device
     )
+
+    def watch(temperature: float) -> dict[str, dict[str, float]]:
+        return {name: monitor.values(network, temperature) for name, network in learning.watched().items()}
+
+    return watch
+
+
+def _meter(learning: Learning, params: RecipeParams, device: torch.device) -> Meter:
+    """Counts the arithmetic of a single learner; of several that share a teacher's pass, only images."""
+    learners = list(learning.learners().values())
+    flops: float | None = None
+    if len(learners) == 1:
+        flops = float(flops_per_step(params, architecture_of(learners[0]), num_processes=world_size()).total)
+    peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    whole = None if peak is None else peak * world_size()
+    return Meter(batch_size=params.batch_size, flops_per_step=flops, peak_tflops=whole)
+
+
+def _extra(progress: Progress, optimisers: dict[str, Optimisers]) -> dict[str, Any]:
+    """What a checkpoint remembers beside tensors."""
+    scales = {name: each.scale.state() for name, each in optimisers.items() if each.scale is not None}
+    return {"skipped": progress.skipped, "skipped_in_a_row": progress.skipped_in_a_row, "loss_scales": scales}
+
+
+def _go_on(progress: Progress, step: int, extra: dict[str, Any], optimisers: dict[str, Optimisers]) -> None:
+    progress.step = step
+    progress.skipped, progress.skipped_in_a_row = extra["skipped"], extra["skipped_in_a_row"]
+    for name, state in extra["loss_scales"].items():
+        scale = optimisers[name].scale
+        assert scale is not None, "a checkpoint of fp16 belongs to fp16: precision is in the fingerprint"
+        scale.load(state)

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2.data.decode import DecodeError, decode_rgb
-from dinov2.data.sampler import Source, permute
+from dinov2.data.order import permute
+from dinov2.data.sources import Source
 from dinov2.data.view import center_crop, normalise
 from dinov2.metrics import accuracy, effective_rank, knn_classify
 from dinov2.params import InputError
@@ -42,6 +43,8 @@ class Monitor:
         cls = torch.cat([backbone_of(network).features(part).cls for part in self.images.split(64)]).float()
         targets = torch.softmax(network["dino_head"](cls).float() / temperature, dim=1)
         network.train(was_training)
+        if not targets.isfinite().all():
+            return {}  # a run that goes wrong is told by its losses
         mean = targets.mean(dim=0)
         values = {
             "effective_rank": effective_rank(cls.cpu()),

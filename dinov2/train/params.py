@@ -78,6 +78,44 @@ class ScheduleParams(Params):
     """Steps in which the teacher's temperature changes linearly."""
     freeze_last_layer_steps: Steps
     """First steps, in which the prototypes stay as they are."""
+    freeze_backbone_steps: Steps
+    """First steps, in which the backbone stays as it is while fresh heads learn it; for runs with given weights."""
+
+
+class EfficiencyParams(Params):
+    """How a step is computed: what it costs, not what it means. Only precision changes more than the last digits."""
+
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Arithmetic of the networks; master weights, targets and losses are always fp32. fp16 scales its gradients."""
+    attention: Literal["sdpa", "xformers", "varlen"]
+    """Attention kernel; all but sdpa need a GPU, xformers the gpu extra."""
+    compile: bool
+    """Whether blocks are compiled: faster on a GPU after minutes of compilation, no gain on a CPU."""
+    recompute: Literal["none", "pointwise", "block"]
+    """What the backward pass computes again to save memory: nothing, all but matrix products and attention, or all."""
+    num_micro_batches: Annotated[int, Field(gt=0)]
+    """Parts of a process's batch that pass the student one after the other; targets are of the whole batch."""
+    shard_processes: Annotated[int, Field(gt=0)] | None
+    """Processes that one copy of the weights is spread over (usually a node's); null: all of them."""
+
+
+class WatchParams(Params):
+    """Looks at the run itself, none of which changes it."""
+
+    every_steps: Annotated[int, Field(gt=0)] | None
+    """Steps between looks at the features of a fixed sample (rank, k-NN, entropy of the teacher); null: none."""
+    images: Annotated[int, Field(gt=1)]
+    """Images of that sample."""
+    min_effective_rank: Annotated[float, Field(gt=0)] | None
+    """Effective rank of the sample's features below which a collapse is warned of; null: never."""
+    max_chance_steps: Annotated[int, Field(gt=0)] | None
+    """Steps that the image-level loss may stay where guessing would put it before that is warned of; null: any."""
+    max_skipped_in_a_row: Annotated[int, Field(gt=0)]
+    """Steps in a row without finite losses and gradients that end the run."""
+    max_dumps: Annotated[int, Field(ge=0)]
+    """Steps that were not finite of which batch and weights are kept, to be replayed."""
+    stall_s: Annotated[float, Field(gt=0)] | None
+    """Seconds without a step after which the process tells where it hangs and ends; null: never."""
 
 
 class RecipeParams(Params):
@@ -102,14 +140,8 @@ class RecipeParams(Params):
     """Newest checkpoints that stay on disk."""
     log_every_steps: Annotated[int, Field(gt=0)]
     """Steps between points of the curves."""
-    monitor_every_steps: Annotated[int, Field(gt=0)]
-    """Steps between looks at the features of a fixed sample (effective rank, k-NN, entropy of the teacher)."""
-    monitor_images: Annotated[int, Field(gt=1)]
-    """Images of that sample."""
-    precision: Literal["fp32", "bf16"]
-    """Arithmetic of the networks; master weights, losses and targets are always fp32."""
-    attention: Literal["sdpa", "xformers"]
-    """Attention kernel; xformers needs a GPU and the gpu extra."""
+    efficiency: EfficiencyParams
+    watch: WatchParams
 
     @model_validator(mode="after")
     def _check_groups(self) -> "RecipeParams":
@@ -117,6 +149,12 @@ class RecipeParams(Params):
             raise ValueError(f"group_size is {self.group_size}, which does not divide batch_size {self.batch_size}")
         if self.loss.koleo_weight > 0 and self.group_size == 1:
             raise ValueError("group_size is 1, so KoLeo has no neighbours; raise it or set koleo_weight to 0")
+        num_parts = self.efficiency.num_micro_batches
+        if self.batch_size % (self.group_size * num_parts):
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into {num_parts} num_micro_batches of whole groups of "
+                f"{self.group_size} images"
+            )
         return self
 
     @property
@@ -125,11 +163,30 @@ class RecipeParams(Params):
         return self.optim.base_lr * sqrt(self.batch_size / 1024)
 
 
+class InitialParams(Params):
+    """Weights that a training starts from instead of fresh ones. The heads are fresh in any case."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """Folder of one of our backbones, or file of released weights."""
+    architecture: str | None
+    """What a released file holds (vit_small, vit_large_reg4, ...); null: one of ours, which tells it itself."""
+
+
 class TrainParams(RecipeParams):
-    """A whole training run from fresh weights."""
+    """A whole training run."""
 
     model: ViTParams
     dino_head: HeadParams
     """Head of the image-level loss."""
     ibot_head: HeadParams | None
     """Head of the patch-level loss; null: it shares dino_head."""
+    init_from: InitialParams | None
+    """The backbone to go on from, its positions resized to `model`'s; null: fresh weights."""
+
+
+class Architecture(Params):
+    """The networks of a training: all that their state dicts' names and shapes depend on."""
+
+    model: ViTParams
+    dino_head: HeadParams
+    ibot_head: HeadParams | None

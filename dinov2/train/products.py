@@ -9,23 +9,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dinov2.hub import IMAGENET_MEAN, IMAGENET_STD, BackboneCard, save_backbone
-from dinov2.models.params import HeadParams, ViTParams
+from dinov2.models.params import ViTParams
 from dinov2.models.vit import VisionTransformer
-from dinov2.params import InputError, Params
+from dinov2.params import InputError
 from dinov2.train.curves import Row
+from dinov2.train.params import Architecture
 
 TRAINING = "training.safetensors"
 LICENCE = "not stated: it is for the owner of the training images to say"
 SHOWN = ("total", "dino_local", "dino_global", "ibot", "koleo", "effective_rank", "knn", "teacher_entropy", "lr")
-BY_SCHEDULE = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature")
-
-
-class Architecture(Params):
-    """The networks of a training: all that their state dicts' names and shapes depend on."""
-
-    model: ViTParams
-    dino_head: HeadParams
-    ibot_head: HeadParams | None
+BY_SCHEDULE = ("lr", "backbone_lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature")
 
 
 def write_backbone(

@@ -26,8 +26,7 @@ from dinov2.train.learning import Distillation, Learning, Pretraining
 from dinov2.train.objective import Batch, build_network
 from dinov2.train.optim import clip
 from dinov2.train.parallelize import autocast
-from dinov2.train.params import RecipeParams
-from dinov2.train.products import Architecture
+from dinov2.train.params import Architecture, RecipeParams
 from dinov2.train.student_teacher import StudentTeacher
 
 CLOSE = 1e-2  # relative difference to what was seen, beyond which the line says so; devices round differently
@@ -68,7 +67,7 @@ def replay(dump: Dump, device: torch.device, show: Callable[[str], None]) -> boo
         if not bool(torch.isfinite(value).all()):
             show(f"weights: {name} was not finite before the step: {_count(value)}")
 
-    batch = Batch(*finish(dump.raw, device))
+    batch = Batch(*finish(dump.raw, device), max_masked=0)
     for line in _of_images("global", batch.global_crops), _of_images("local", batch.local_crops):
         show(line)
     failed_again = False
@@ -101,14 +100,14 @@ def rebuild(about: dict[str, Any], recipe: RecipeParams) -> Learning:
         parts = architecture(given["student"])
         return Pretraining(StudentTeacher(
             parts.model, parts.dino_head, parts.ibot_head, recipe.loss,
-            group_size=recipe.group_size, attention=recipe.attention,
+            group_size=recipe.group_size, attention=recipe.efficiency.attention,
         ))  # fmt: skip
     parts = architecture(given["teacher"])
-    teacher = build_network(parts.model, parts.dino_head, parts.ibot_head, recipe.attention)
+    teacher = build_network(parts.model, parts.dino_head, parts.ibot_head, attention=recipe.efficiency.attention)
     students = {name: architecture(values) for name, values in given["students"].items()}
     return Distillation(
         Distiller(teacher, recipe.loss, group_size=recipe.group_size),
-        {name: DistilledStudent(one.model, one.dino_head, one.ibot_head, attention=recipe.attention)
+        {name: DistilledStudent(one.model, one.dino_head, one.ibot_head, attention=recipe.efficiency.attention)
          for name, one in students.items()},
     )  # fmt: skip
 
@@ -120,13 +119,15 @@ def _step(
     temperature = dump.about["values"]["teacher_temperature"]
     scale = dump.about["loss_scale"] or 1.0
     seeds = dump.raw.group_seeds
-    with autocast(recipe, device):
-        for name, losses in learning.losses(batch, teacher_temperature=temperature, group_seeds=seeds):
-            total = learning.total(losses)
-            (total * scale).backward()
-            norms = clip(learning.learners()[name], recipe.optim.clip_norm)
-            terms = {key: float(value.detach()) for key, value in {**losses, "total": total}.items()}
-            yield name, terms, {part: float(norm) / scale for part, norm in norms.items()}
+    with autocast(recipe.efficiency.precision, device):
+        (targets,) = learning.targets([batch], temperature)
+    for name, network in learning.learners().items():
+        with autocast(recipe.efficiency.precision, device):
+            total, terms = learning.losses(name, batch, targets, seeds)
+        (total * scale).backward()
+        norms = clip(network, recipe.optim.clip_norm, scale=torch.tensor(scale, device=device))
+        numbers = {key: float(value) for key, value in {**terms, "total": total.detach()}.items()}
+        yield name, numbers, {part: float(norm) for part, norm in norms.items()}
 
 
 @contextmanager

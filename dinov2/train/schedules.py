@@ -10,6 +10,8 @@ class StepValues(NamedTuple):
     """The values of one step."""
 
     lr: float
+    backbone_lr: float
+    """Of the backbone: 0 in the first steps of a run with given weights."""
     last_layer_lr: float
     """Of the prototypes: 0 in the first steps."""
     weight_decay: float
@@ -23,6 +25,7 @@ def values_at(step: int, params: ScheduleParams, *, num_steps: int, peak_lr: flo
     lr = _warmup_cosine(step, peak_lr, params.min_lr, params.warmup_steps, num_steps)
     return StepValues(
         lr=lr,
+        backbone_lr=0.0 if step < params.freeze_backbone_steps else lr,
         last_layer_lr=0.0 if step < params.freeze_last_layer_steps else lr,
         weight_decay=_cosine(step, params.weight_decay_start, params.weight_decay_end, num_steps),
         momentum=_cosine(step, params.momentum_start, params.momentum_end, num_steps),

@@ -1,13 +1,14 @@
 """Pretraining's two networks: a student that learns, and a teacher that is its moving average (paper, section 4)."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2.models.attention import Backend
 from dinov2.models.params import HeadParams, ViTParams
+from dinov2.models.recompute import Recompute
 from dinov2.train.objective import (
     Batch,
     Targeting,
@@ -16,7 +17,6 @@ from dinov2.train.objective import (
     init_network,
     move_average,
     student_losses,
-    total_loss,
 )
 from dinov2.train.params import LossParams
 
@@ -35,11 +35,12 @@ class StudentTeacher(nn.Module):
         *,
         group_size: int,
         attention: Backend,
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         self.loss = loss
         self.group_size = group_size
-        self.student = build_network(model, dino_head, ibot_head, attention)
+        self.student = build_network(model, dino_head, ibot_head, attention=attention, recompute=recompute)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.targeting = Targeting(loss, dino_head, ibot_head)
 
@@ -49,32 +50,26 @@ class StudentTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    def losses(
-        self, batch: Batch, *, teacher_temperature: float, group_seeds: Sequence[int] | None = None
-    ) -> dict[str, Tensor]:
-        """The unweighted terms, on the optimised scale: dino_local, dino_global, ibot, koleo; none whose weight is 0.
+    def targets(self, parts: Sequence[Batch], temperature: float) -> list[Targets]:
+        """What the student is to predict of each part of a batch: of both global crops, and of their masked patches.
 
-        `group_seeds`, one for each `group_size` images, decide stochastic depth; needed only where the model has it.
-        The student's global crops are masked only if the patch-level loss is on.
+        Of all parts together, so that the targets do not depend on their number.
         """
-        targets = self.teacher_targets(batch, teacher_temperature)
+        return self.targeting(self.teacher, parts, temperature)
+
+    def losses(
+        self, batch: Batch, targets: Targets, *, group_seeds: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """(the weighted sum to take the gradient of; its unweighted terms dino_local, dino_global, ibot, koleo).
+
+        Terms are on the scale that is optimised; one whose weight is 0 is left out. `group_seeds`, one for each
+        `group_size` images, decide stochastic depth; needed only where the model has it. The student's global crops are
+        masked only if the patch-level loss is on.
+        """
+        masked = self.loss.ibot_weight > 0
         return student_losses(
-            self.student,
-            batch,
-            targets,
-            self.loss,
-            masked=self.loss.ibot_weight > 0,
-            group_size=self.group_size,
-            group_seeds=group_seeds,
+            self.student, batch, targets, self.loss, masked=masked, group_size=self.group_size, group_seeds=group_seeds
         )
-
-    def teacher_targets(self, batch: Batch, temperature: float) -> Targets:
-        """What the student is to predict: of both global crops, and of their masked patches."""
-        return self.targeting(self.teacher, batch.global_crops, batch.masks, temperature)
-
-    def total(self, losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The weighted sum to take the gradient of."""
-        return total_loss(dict(losses), self.loss)
 
     def update_teacher(self, momentum: float) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student, backbone and heads."""

@@ -51,6 +51,12 @@ def test_decode_16_bit_gray_keeps_its_range() -> None:
     assert np.array_equal(pixels[..., 0], deep >> 8)
 
 
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_decode_refuses_floats(value: float) -> None:
+    with pytest.raises(DecodeError, match="floats of unknown range"):
+        decode_rgb(encode(Image.fromarray(np.full((8, 8), value, dtype=np.float32)), "TIFF"))
+
+
 def test_decode_lays_transparency_on_white() -> None:
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert (decode_rgb(encode(clear, "PNG")) == 255).all()

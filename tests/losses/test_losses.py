@@ -4,32 +4,94 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from dinov2.losses.dino import cross_entropy, dino_local_loss, num_dino_terms
+from dinov2.losses import prototypes as blocks
+from dinov2.losses.centering import Assignment, sinkhorn_knopp
+from dinov2.losses.cross_entropy import Student
+from dinov2.losses.dino import dino_loss, num_dino_terms
 from dinov2.losses.ibot import ibot_loss
 from dinov2.losses.koleo import koleo_loss
+from dinov2.losses.prototypes import Prototypes
 
 
-def test_cross_entropy_is_the_formula_with_its_gradient() -> None:
+def prototypes(num: int, dim: int = 6) -> Prototypes:
+    return Prototypes(torch.randn(num, dim), 0.5 + torch.rand(num, 1))
+
+
+def vectors(*shape: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+def assignment(*shape: int, num: int) -> Assignment:
+    """Of views x samples; targets far from uniform."""
+    flat = vectors(math.prod(shape), 6)
+    return sinkhorn_knopp(flat, prototypes(num), temperature=0.05, num_iterations=3).rows(shape, 0, shape[1])
+
+
+def logits_of(student: Student) -> Tensor:
+    directions, factors = student.prototypes
+    return student.features @ (directions * (factors / directions.norm(dim=1, keepdim=True))).T
+
+
+@pytest.mark.parametrize("block_elements", [20, 2**18])
+@pytest.mark.parametrize("kept_bytes", [0, 2**28])
+def test_dino_loss_is_the_formula_with_its_gradient(
+    block_elements: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", block_elements)
+    monkeypatch.setattr(blocks, "KEPT_BYTES", kept_bytes)
     torch.manual_seed(0)
-    targets, logits = torch.rand(5, 7), torch.randn(5, 7, requires_grad=True)
-    expected = -(targets * torch.log_softmax(logits / 0.1, dim=-1)).sum(-1)
-    (wanted,) = torch.autograd.grad(expected.sum(), logits)
-    ours = cross_entropy(targets, logits, temperature=0.1)
-    (gradient,) = torch.autograd.grad(ours.sum(), logits)
-    torch.testing.assert_close(ours, expected)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
+    targets = assignment(2, 4, num=23)
+    learnt = [tensor.requires_grad_() for tensor in (vectors(5, 4, 6), *prototypes(23))]
+    student = Student(learnt[0], Prototypes(*learnt[1:]), 0.1)
+    loss, local, between_globals = dino_loss(targets, student)
+    ours = torch.autograd.grad(3 * loss, learnt)
+
+    log_p = torch.log_softmax(logits_of(student) / 0.1, dim=-1)
+    asked = targets.targets()
+    wanted_local = -(asked.sum(0) * log_p[2:]).sum(-1).mean(1).sum() / num_dino_terms(3)
+    wanted_global = -(asked.flip(0) * log_p[:2]).sum(-1).mean(1).sum() / num_dino_terms(3)
+    wanted = torch.autograd.grad(3 * (wanted_local + wanted_global), learnt)
+    torch.testing.assert_close(torch.stack([local, between_globals]), torch.stack([wanted_local, wanted_global]))
+    torch.testing.assert_close(loss, wanted_local + wanted_global)
+    for left, right in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+
+
+def test_ibot_loss_is_the_formula_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    targets, weights = assignment(1, 7, num=23), torch.rand(7)
+    learnt = [tensor.requires_grad_() for tensor in (vectors(1, 7, 6), *prototypes(23))]
+    student = Student(learnt[0], Prototypes(*learnt[1:]), 0.1)
+    loss = ibot_loss(targets, student, weights, num_crops=4)
+    wanted = -((targets.targets() * torch.log_softmax(logits_of(student) / 0.1, dim=-1)).sum(-1) * weights).sum() / 4
+    torch.testing.assert_close(loss, wanted)
+    for left, right in zip(torch.autograd.grad(loss, learnt), torch.autograd.grad(wanted, learnt), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_of_a_cross_entropy_is_handed_out_once() -> None:
+    features = vectors(1, 3, 6).requires_grad_()
+    student = Student(features, prototypes(8), 0.1)
+    loss = ibot_loss(assignment(1, 3, num=8), student, torch.ones(3), num_crops=2)
+    torch.autograd.grad(loss, features, retain_graph=True)
+    with pytest.raises(AssertionError, match="once"):
+        torch.autograd.grad(loss, features)
 
 
 def test_uniform_student_is_at_the_chance_value() -> None:
-    targets = torch.softmax(torch.randn(2, 4, 1024), dim=-1)
-    loss = dino_local_loss(targets, torch.zeros(8, 4, 1024), temperature=0.1) / num_dino_terms(8)
-    assert loss.item() == pytest.approx(16 / 18 * math.log(1024), rel=1e-5)
+    student = Student(vectors(10, 4, 6), Prototypes(torch.ones(1024, 6), torch.zeros(1024, 1)), 0.1)
+    _, local, between_globals = dino_loss(assignment(2, 4, num=1024), student)
+    assert local.item() == pytest.approx(16 / 18 * math.log(1024), rel=1e-5)
+    assert between_globals.item() == pytest.approx(2 / 18 * math.log(1024), rel=1e-5)
 
 
 def test_ibot_without_masked_patches_is_zero() -> None:
-    empty = torch.zeros(0, 8)
-    assert ibot_loss(empty, empty, torch.zeros(0), num_crops=4, temperature=0.1).item() == 0
+    features = torch.zeros(1, 0, 6, requires_grad=True)
+    loss = ibot_loss(assignment(1, 0, num=8), Student(features, prototypes(8), 0.1), torch.zeros(0), num_crops=4)
+    loss.backward()
+    assert loss.item() == 0
 
 
 def test_koleo_of_duplicates_is_finite_and_keeps_gradients_small() -> None:

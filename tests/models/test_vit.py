@@ -7,6 +7,7 @@ import torch
 
 from dinov2.models.layers import Block, draw_subsets
 from dinov2.models.params import ARCHITECTURES, ViTParams, released_params
+from dinov2.models.recompute import Recompute
 from dinov2.models.vit import VisionTransformer, resize_positions
 from dinov2.params import InputError
 
@@ -81,12 +82,61 @@ def test_packed_forward_equals_separate_forwards() -> None:
     model = tiny().eval()
     large, small = torch.randn(2, 3, 56, 56), torch.randn(4, 3, 28, 28)
     masks = torch.rand(2, 16) < 0.5
-    packed = model.features_packed([large, small], [masks, None])
+    packed = model.tokens([large, small], [masks, None], torch.arange(2 * 19 + 4 * 7))
     separate = [model.features(large, masks), *(model.features(image[None]) for image in small)]
-    torch.testing.assert_close(packed[0], separate[0], rtol=1e-5, atol=1e-5)
-    for number, features in enumerate(separate[1:]):
-        torch.testing.assert_close(packed[1].cls[number], features.cls[0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(packed[1].patches[number], features.patches[0], rtol=1e-5, atol=1e-5)
+    tokens = torch.cat([torch.cat([f.cls[:, None], f.registers, f.patches], dim=1).flatten(0, 1) for f in separate])
+    torch.testing.assert_close(packed, tokens, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_tokens_that_are_asked_for_do_not_depend_on_the_others(drop_path: float) -> None:
+    model = tiny(drop_path=drop_path).train()
+    crops, shapes = [torch.randn(4, 3, 56, 56), torch.randn(4, 3, 28, 28)], [(4, 19), (4, 7)]
+    subsets = draw_subsets(shapes, 2, 2, drop_path, [torch.Generator().manual_seed(0)]) if drop_path else None
+    chosen = torch.tensor([0, 19, 21, 5, 76, 83, 90, 5])
+    gradients = []
+    for rows, places in ((torch.arange(4 * 19 + 4 * 7), chosen), (chosen, torch.arange(len(chosen)))):
+        tokens = model.tokens(crops, [None, None], rows, subsets)[places]
+        of_weights = torch.autograd.grad(tokens.square().sum(), list(model.parameters()), allow_unused=True)
+        gradients.append((tokens, of_weights))
+    (all_tokens, of_all), (few, of_few) = gradients
+    torch.testing.assert_close(few, all_tokens, rtol=1e-5, atol=1e-5)
+    for (name, _), left, right in zip(model.named_parameters(), of_few, of_all, strict=True):
+        assert (left is None) == (right is None) == (name == "mask_token")
+        if left is not None:
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("recompute", ["pointwise", "block"])
+def test_recomputed_activations_change_no_gradient(recompute: Recompute) -> None:
+    gradients = []
+    for mode in ("none", recompute):
+        model = tiny().train()
+        model.recompute = mode
+        torch.manual_seed(1)
+        tokens = model.tokens([torch.randn(2, 3, 56, 56)], [None], torch.arange(38))
+        gradients.append(torch.autograd.grad(tokens.square().sum(), list(model.parameters()), allow_unused=True))
+    for left, right in zip(*gradients, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None and right is not None:
+            assert torch.equal(left, right)
+
+
+def test_recompute_saves_memory_in_its_order() -> None:
+    def saved_bytes(recompute: Recompute) -> int:
+        model = tiny().train()
+        model.recompute = recompute
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.tokens([torch.randn(2, 3, 56, 56)], [None], torch.arange(38))
+        return sum(sizes.values())
+
+    assert saved_bytes("block") < saved_bytes("none")
 
 
 def test_masked_patches_do_not_reach_the_output() -> None:
@@ -118,10 +168,25 @@ def test_positions_stay_at_their_place_when_resized() -> None:
     assert resize_positions(positions, 4, 4, offset=0.1, antialias=False) is positions
 
 
+def test_positions_of_tall_and_wide_images_are_each_others_transpose() -> None:
+    positions = torch.randn(1, 17, 8)
+    for offset, antialias in ((0.0, True), (0.0, False), (0.1, False)):
+        mirrored = positions[:, 1:].unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)
+        wide = resize_positions(positions, 2, 4, offset=offset, antialias=antialias)
+        tall = resize_positions(
+            torch.cat([positions[:, :1], mirrored], dim=1), 4, 2, offset=offset, antialias=antialias
+        )
+        turned = tall[:, 1:].unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2)
+        torch.testing.assert_close(wide[:, 1:], turned)
+        assert torch.equal(wide[:, :1], positions[:, :1])
+        model = tiny(interpolate_offset=offset, interpolate_antialias=antialias).eval()
+        assert model.features(torch.randn(1, 3, 28, 56)).patches.shape == (1, 8, 32)
+
+
 def test_last_intermediate_layer_is_the_output() -> None:
     model = tiny().eval()
     images = torch.randn(2, 3, 56, 56)
-    first, last = model.intermediate(images, 2)
+    first, last = model.intermediate(images, 2, norm=True)
     torch.testing.assert_close(last, model.features(images))
     assert not torch.allclose(first.cls, last.cls)
 
@@ -150,7 +215,8 @@ def test_stochastic_depth_equals_the_formula() -> None:
     images, small = torch.randn(4, 3, 56, 56), torch.randn(2, 3, 28, 28)
     shapes = [(4, 19), (2, 7)]
     subsets = draw_subsets(shapes, 2, 1, 0.5, [torch.Generator().manual_seed(3)])
-    packed = model.features_packed([images, small], [None, None], subsets)
+    cls_rows = torch.cat([torch.arange(4) * 19, 4 * 19 + torch.arange(2) * 7])
+    packed = model.tokens([images, small], [None, None], cls_rows, subsets).split([4, 2])
 
     block = cast(Block, model.blocks[0])
     for number, (crops, (samples, length), offset) in enumerate(zip((images, small), shapes, (0, 4 * 19), strict=True)):
@@ -169,15 +235,7 @@ def test_stochastic_depth_equals_the_formula() -> None:
                 x = x + 2 * block.ls1(block.attn(block.norm1(x), [(1, length)]))
             if sample in kept[1]:
                 x = x + 2 * block.ls2(block.mlp(block.norm2(x)))
-            torch.testing.assert_close(packed[number].cls[sample], model.norm(x)[0], rtol=1e-5, atol=1e-5)
-
-
-def test_stochastic_depth_is_off_in_evaluation() -> None:
-    model = tiny(drop_path=0.5).eval()
-    images = torch.randn(4, 3, 56, 56)
-    assert torch.equal(model(images), model(images))
-    model.train()
-    assert not torch.equal(model(images), model(images))
+            torch.testing.assert_close(packed[number][sample], model.norm(x)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_xformers_on_a_cpu_is_refused() -> None:

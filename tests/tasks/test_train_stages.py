@@ -17,8 +17,7 @@ from tasks import bootstrap, distill, highres, pretrain
 
 HEAD = {"num_prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8, "num_layers": 2}
 SMALL = {
-    "batch_size": 4, "group_size": 4, "num_steps": 2, "log_every_steps": 1, "monitor_every_steps": 2,
-    "monitor_images": 4, "checkpoint_every_steps": 1,
+    "batch_size": 4, "group_size": 4, "num_steps": 2, "log_every_steps": 1, "checkpoint_every_steps": 1,
 }  # fmt: skip
 
 
@@ -37,7 +36,8 @@ def section(repository: Path, stage: str, size_px: int, **changes: Any) -> dict[
     """The shipped section of a stage, made small."""
     values: Any = read_yaml(repository / "params.yaml")[stage]
     crops = {**values["crops"], "global_size_px": size_px, "local_size_px": 16, "num_local": 1}
-    return {**values, **SMALL, "crops": crops, **changes}
+    watch = {**values["watch"], "every_steps": 2, "images": 4}
+    return {**values, **SMALL, "crops": crops, "watch": watch, **changes}
 
 
 def fresh(path: Path) -> Path:

@@ -44,42 +44,42 @@ def student(model: ViTParams = STUDENT, dino_head: HeadParams = HEAD) -> Distill
 @pytest.fixture
 def distiller() -> Distiller:
     torch.manual_seed(0)
-    return Distiller(build_network(TEACHER, HEAD, IBOT_HEAD, "sdpa"), LOSS, group_size=4).train()
+    return Distiller(build_network(TEACHER, HEAD, IBOT_HEAD), LOSS, group_size=4).train()
 
 
 @pytest.fixture
 def batch() -> Batch:
     torch.manual_seed(2)
     masks = torch.rand(8, 16) < 0.3
-    return Batch(torch.randn(2, 4, 3, 56, 56), torch.randn(2, 4, 3, 28, 28), masks)
+    return Batch(torch.randn(2, 4, 3, 56, 56), torch.randn(2, 4, 3, 28, 28), masks, max_masked=0)
 
 
 def test_targets_cover_all_patches_of_both_global_crops(distiller: Distiller, batch: Batch) -> None:
-    targets = distiller.teacher_targets(batch, 0.05)
+    (targets,) = distiller.targets([batch], 0.05)
     assert targets.cls is not None
     assert targets.patches is not None
-    assert targets.cls.shape == (2, 4, 24)
-    assert targets.patches.shape == (2 * 4 * 16, 40)
+    assert targets.cls.targets().shape == (2, 4, 24)
+    assert targets.patches.targets().shape == (1, 2 * 4 * 16, 40)
     assert targets.rows.tolist() == list(range(2 * 4 * 16))
     assert targets.weights.eq(1 / 16).all()
 
 
 def test_masks_change_nothing(distiller: Distiller, batch: Batch) -> None:
     net = student().train()
-    losses = distiller.student_losses(net, batch, distiller.teacher_targets(batch, 0.05))
+    losses = distiller.losses(net, batch, *distiller.targets([batch], 0.05))
     bare = batch._replace(masks=torch.zeros_like(batch.masks))
-    assert losses == distiller.student_losses(net, bare, distiller.teacher_targets(bare, 0.05))
+    assert losses == distiller.losses(net, bare, *distiller.targets([bare], 0.05))
 
 
 def test_students_learn_and_the_teacher_stays(distiller: Distiller, batch: Batch) -> None:
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
-    targets = distiller.teacher_targets(batch, 0.05)
+    (targets,) = distiller.targets([batch], 0.05)
     for net in (student(), student(STUDENT.model_copy(update={"dim": 24}))):
         distiller.check_student(net)
         optimizer = torch.optim.SGD(net.student.parameters(), lr=0.05)
         totals = []
         for _ in range(10):
-            total = distiller.total(distiller.student_losses(net.train(), batch, targets))
+            total, _ = distiller.losses(net.train(), batch, targets)
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -91,12 +91,12 @@ def test_students_learn_and_the_teacher_stays(distiller: Distiller, batch: Batch
 
 def test_average_follows_and_feeds_nothing_back(distiller: Distiller, batch: Batch) -> None:
     net = student().train()
-    targets = distiller.teacher_targets(batch, 0.05)
-    losses = distiller.student_losses(net, batch, targets)
+    (targets,) = distiller.targets([batch], 0.05)
+    losses = distiller.losses(net, batch, targets)
     name = "backbone.norm.weight"
     with torch.no_grad():
         net.average.get_parameter(name).fill_(5.0)
-    assert losses == distiller.student_losses(net, batch, targets)
+    assert losses == distiller.losses(net, batch, targets)
     net.update_average(0.75)
     torch.testing.assert_close(net.average.get_parameter(name), torch.full((16,), 0.75 * 5 + 0.25))
     assert not net.average.training

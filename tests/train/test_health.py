@@ -52,7 +52,7 @@ def test_alarms_can_be_switched_off() -> None:
 
 
 def test_meter_counts_steps_and_waiting_but_no_pauses() -> None:
-    meter = Meter(batch_size=10, flops_per_step=2e12)
+    meter = Meter(batch_size=10, flops_per_step=2e12, peak_tflops=None)
     with meter.waiting():
         time.sleep(0.1)
     time.sleep(0.1)

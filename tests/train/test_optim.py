@@ -9,8 +9,9 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from dinov2.models.params import HeadParams, ViTParams
 from dinov2.train.objective import build_network
-from dinov2.train.optim import build_optimizer, clip, parameter_groups, set_rates
+from dinov2.train.optim import LossScale, build_optimizer, clip, parameter_groups, set_rates
 from dinov2.train.params import OptimParams
+from dinov2.train.schedules import StepValues
 
 MODEL = ViTParams(
     patch_size=14,
@@ -31,19 +32,25 @@ OPTIM = OptimParams(
 )
 
 
+def rates(**changes: float) -> StepValues:
+    """One learning rate for all but what `changes` says."""
+    values = {"lr": 0.1, "backbone_lr": 0.1, "last_layer_lr": 0.1, "weight_decay": 0.5}
+    return StepValues(**{**values, **changes}, momentum=0.9, teacher_temperature=0.05)
+
+
 def test_every_parameter_is_in_one_group() -> None:
-    network = build_network(MODEL, HEAD, HEAD, "sdpa")
+    network = build_network(MODEL, HEAD, HEAD)
     members = [id(parameter) for group in parameter_groups(network, OPTIM) for parameter in group["params"]]
     assert sorted(members) == sorted(id(parameter) for parameter in network.parameters())
 
 
 def test_rates_reach_the_parameters() -> None:
-    network = build_network(MODEL, HEAD, None, "sdpa")
+    network = build_network(MODEL, HEAD, None)
     optimizer = build_optimizer(network, OPTIM)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)  # AdamW's first step is then lr * (1 + wd * weight)
-    set_rates(optimizer, lr=0.1, last_layer_lr=0.0, weight_decay=0.5)
+    set_rates(optimizer, rates(last_layer_lr=0.0))
     optimizer.step()
 
     def moved(name: str, lr: float, weight_decay: float) -> None:
@@ -62,11 +69,11 @@ def test_rates_reach_the_parameters() -> None:
 def test_state_is_whole_where_a_parameter_gets_no_gradient() -> None:
     def stepped(state: dict[str, Any] | None) -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        network = build_network(MODEL, HEAD, HEAD, "sdpa")
+        network = build_network(MODEL, HEAD, HEAD)
         optimizer = build_optimizer(network, OPTIM)
         if state is not None:
             set_optimizer_state_dict(network, optimizer, state)
-        set_rates(optimizer, lr=0.1, last_layer_lr=0.1, weight_decay=0.5)
+        set_rates(optimizer, rates())
         network["dino_head"](torch.ones(2, 16)).sum().backward()
         optimizer.step()
         return network, optimizer
@@ -91,3 +98,41 @@ def test_norm_of_a_broken_gradient_shows_it() -> None:
     modules = nn.ModuleDict({"net": nn.Linear(2, 2, bias=False)})
     modules["net"].weight.grad = torch.tensor([[1.0, torch.inf], [0.0, 0.0]])
     assert not clip(modules, 1.0)["net"].isfinite()
+
+
+def test_frozen_backbone_stays_while_heads_learn() -> None:
+    network = build_network(MODEL, HEAD, None)
+    optimizer = build_optimizer(network, OPTIM)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    set_rates(optimizer, rates(backbone_lr=0.0))
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("backbone."), name
+
+
+def test_clip_of_scaled_gradients_gives_those_of_the_loss() -> None:
+    modules = nn.ModuleDict({"loud": nn.Linear(2, 2, bias=False), "quiet": nn.Linear(2, 2, bias=False)})
+    modules["loud"].weight.grad = torch.full((2, 2), 50.0 * 1024)
+    modules["quiet"].weight.grad = torch.full((2, 2), 0.25 * 1024)
+    norms = clip(modules, 1.0, scale=torch.tensor(1024.0))
+    assert [norms[name].item() for name in ("loud", "quiet")] == [100.0, 0.5]
+    assert modules["loud"].weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+    assert modules["quiet"].weight.grad.eq(0.25).all()
+
+
+def test_loss_scale_falls_at_once_and_rises_slowly() -> None:
+    scale = LossScale(torch.device("cpu"))
+    bad, good = torch.tensor(1.0), torch.tensor(0.0)
+    scale.update(bad)
+    scale.update(bad)
+    assert scale.value.item() == 2.0**14
+    for _ in range(LossScale.GROWTH_STEPS - 1):
+        scale.update(good)
+    assert scale.value.item() == 2.0**14
+    restored = LossScale(torch.device("cpu"))
+    restored.load(scale.state())
+    for each in (scale, restored):
+        each.update(good)
+        assert each.value.item() == 2.0**15

@@ -26,7 +26,7 @@ def diverge(work: Path) -> Path:
             Pretraining(broken), RECIPE, Pictures(), patch_size=8, work=work, fingerprint="f",
             device=torch.device("cpu"),
         )  # fmt: skip
-    return work / "not_finite" / "step-000000000"
+    return work / "not_finite" / "step-000000001"
 
 
 def test_replay_names_the_first_module_and_fails_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def tensors(raw: RawBatch) -> list[torch.Tensor]:
 def test_batches_of_two_processes_join_to_the_one_of_one(tmp_path: Path) -> None:
     ended = ranks.finish(ranks.start(TWO, 2, tmp_path / "two"))
     assert [code for code, _ in ended] == [0, 0], ended
-    two, one = (read_dump(folder) for folder in (tmp_path / "two/not_finite/step-000000000", diverge(tmp_path / "one")))
+    two, one = (read_dump(folder) for folder in (tmp_path / "two/not_finite/step-000000001", diverge(tmp_path / "one")))
     assert two.about["world_size"] == 2
     for left, right in zip(tensors(one.raw), tensors(two.raw), strict=True):
         assert torch.equal(left, right)

@@ -16,6 +16,7 @@ PARAMS = ScheduleParams(
     teacher_temperature_end=0.07,
     teacher_temperature_warmup_steps=5,
     freeze_last_layer_steps=3,
+    freeze_backbone_steps=4,
 )
 
 
@@ -39,4 +40,6 @@ def test_any_warmup_length_is_defined_everywhere(warmup_steps: int) -> None:
 
 def test_prototypes_start_late() -> None:
     frozen = [values_at(step, PARAMS, num_steps=40, peak_lr=1e-3).last_layer_lr == 0 for step in range(5)]
+    assert frozen == [True, True, True, False, False]
+    frozen = [values_at(step, PARAMS, num_steps=40, peak_lr=1e-3).backbone_lr == 0 for step in range(1, 6)]
     assert frozen == [True, True, True, False, False]

@@ -1,12 +1,10 @@
-"""The endless order and the sources."""
+"""The endless order and how kinds are spread over a cycle."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from dinov2.data.sampler import FolderSource, permute, sample_index
-from dinov2.params import InputError
+from dinov2.data.order import interleave, permute, sample_index, shares
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 65, 1000])
@@ -32,17 +30,16 @@ def test_sample_index_visits_all_in_every_pass_in_another_order() -> None:
     assert passes[0] != [sample_index(6, place, 50) for place in range(50)]
 
 
-def test_folder_source_is_sorted_and_labelled(tmp_path: Path) -> None:
-    for name in ("b/2.jpg", "a/9.PNG", "a/1.jpeg", "loose.webp", "a/notes.txt"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(name.encode())
-    source = FolderSource(tmp_path)
-    assert [source.id(i) for i in range(len(source))] == ["a/1.jpeg", "a/9.PNG", "b/2.jpg", "loose.webp"]
-    assert [source.label(i) for i in range(len(source))] == ["a", "a", "b", None]
-    assert source.read(2) == b"b/2.jpg"
+def test_shares_are_largest_remainders() -> None:
+    assert shares([1.0, 1.0, 1.0], 100) == [34, 33, 33]
+    assert shares([0.7, 0.2, 0.1], 10) == [7, 2, 1]
+    assert shares([2.0, 1e-9], 100) == [100, 0]
 
 
-def test_folder_source_without_images_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no images"):
-        FolderSource(tmp_path)
+def test_interleave_spreads_kinds_evenly() -> None:
+    kinds, before = interleave([50, 30, 20])
+    for kind, count in enumerate([50, 30, 20]):
+        places = (kinds == kind).nonzero()[0]
+        assert before[places].tolist() == list(range(count))
+        for start in range(0, 100, 10):
+            assert abs((kinds[start : start + 10] == kind).sum() - count / 10) <= 1
