@@ -1,8 +1,8 @@
 """One step of every learner, without waiting for the device: a step whose numbers are not finite changes no weight.
 
 Whether losses and gradients are finite is known to the device alone while the next step is already being queued; the
-optimiser's kernels take it as a tensor. On a GPU the average still moves, as the reference's does, towards a student that
-stayed.
+optimiser's kernels take it as a tensor. On a GPU the average still moves, as the reference's does, towards a student
+that stayed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -166,7 +166,7 @@ def test_loss_that_stays_not_finite_ends_the_run_with_a_sentence(tmp_path: Path)
             Pretraining(broken), RECIPE, Pictures(), patch_size=8, work=tmp_path, fingerprint="f",
             device=torch.device("cpu"),
         )  # fmt: skip
-    for name, value in broken.state_dict().items():
+    for name, value in broken.named_parameters():
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
     names = [path.name for path in sorted((tmp_path / "not_finite").iterdir())]
     assert names == ["step-000000001", "step-000000002", "step-000000003"]
