@@ -68,8 +68,11 @@ def train(
         return progress.skipped
     work.mkdir(parents=True, exist_ok=True)
     meter = _meter(learning, params, device)
-    watch = _watch(learning, params, source, device)
-    outcomes = Outcomes(learning, params, progress, work=work, meter=meter, watch=watch)
+    watchdog = Watchdog(params.watch.stall_s)
+    outcomes = Outcomes(
+        learning, params, progress,
+        work=work, meter=meter, watch=_watch(learning, params, source, device), watchdog=watchdog,
+    )  # fmt: skip
     collator = Collator(
         source, params.crops, params.masks, seed=params.seed, batch_size=params.batch_size,
         group_size=params.group_size, patch_size=patch_size, rank=rank(), world_size=world_size(),
@@ -84,7 +87,7 @@ def train(
     with (
         Interruption() as interruption,
         checkpoints,
-        Watchdog(params.watch.stall_s) as watchdog,
+        watchdog,
         Loader(lambda step: _load(collator, step, device), steps, num_threads=threads, num_ahead=threads + 2) as loader,
     ):
         batches = iter(loader)
@@ -95,27 +98,35 @@ def train(
             watchdog.beat(progress.step, "the step")
             batch = Batch(*(crops if crops is not None else finish(raw, device)), most_masked)
             values = values_at(progress.step, params.schedule, num_steps=params.num_steps, peak_lr=params.peak_lr)
-            with watchdog.paused() if progress.step == steps.start else nullcontext():  # it may compile
+            compiles = params.efficiency.compile and progress.step == steps.start
+            with watchdog.paused() if compiles else nullcontext():
                 outcome = take_step(
                     learning, params, batch,
                     group_seeds=raw.group_seeds, values=values, optimisers=optimisers, device=device,
                 )  # fmt: skip
             progress.step += 1
             meter.step_done()
-            is_last = progress.step == params.num_steps
-            boundary = interruption.agreed(has_failed=checkpoints.has_failed, is_last=is_last)
+            boundary = interruption.agreed(
+                has_failed=checkpoints.has_failed, is_last=progress.step == params.num_steps
+            )
+            outcomes.add(raw, values, outcome)
+            is_saved = boundary.signal is not None or _is_save_due(progress.step, params)
+            if is_saved:
+                outcomes.settle()
             with watchdog.paused():
-                outcomes.add(raw, values, outcome)
                 if boundary.has_failed:
                     checkpoints.wait()
-                if boundary.signal or is_last or progress.step % params.checkpoint_every_steps == 0:
-                    outcomes.settle()
+                if is_saved:
                     checkpoints.save(progress.step, learning.saved, adamws, _extra(progress, optimisers))
                 if boundary.signal is not None:
                     checkpoints.wait()
                     logger.warning("%s: saved after step %d", boundary.signal.name, progress.step)
                     interruption.pass_on(boundary.signal)
     return progress.skipped
+
+
+def _is_save_due(step: int, params: RecipeParams) -> bool:
+    return step == params.num_steps or step % params.checkpoint_every_steps == 0
 
 
 def num_data_threads(device: torch.device) -> int:

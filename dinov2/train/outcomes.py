@@ -27,6 +27,7 @@ from dinov2.train.objective import architecture_of
 from dinov2.train.params import RecipeParams
 from dinov2.train.schedules import StepValues
 from dinov2.train.step import LOSS_SCALE, Outcome
+from dinov2.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +74,19 @@ class Outcomes:
         work: Path,
         meter: Meter,
         watch: Watch | None,
+        watchdog: Watchdog,
     ) -> None:
-        """`watch` looks at the networks as they are; None: no looks. Made by all processes together."""
+        """`watch` looks at the networks as they are; None: no looks. Made by all processes together.
+
+        Only looks and dumps pause the watchdog: it is in waiting for a step's numbers that a hung collective shows.
+        """
         self.learning = learning
         self.params = params
         self.progress = progress
         self.work = work
         self.meter = meter
         self.watch = watch
+        self.watchdog = watchdog
         self._dumps = Dumps(work / "not_finite", max_dumps=params.watch.max_dumps)
         self._alarms = {
             name: Alarms(
@@ -118,10 +124,11 @@ class Outcomes:
         failed = [name for name in self.progress.skipped if self._is_bad(name, one, numbers)]
         if failed:
             scale = numbers.get(_named(failed[0], LOSS_SCALE))
-            self._dumps.write(
-                self.learning, self.params, one.raw,
-                step=one.step, values=one.values, numbers=numbers, learners=failed, loss_scale=scale,
-            )  # fmt: skip
+            with self.watchdog.paused():
+                self._dumps.write(
+                    self.learning, self.params, one.raw,
+                    step=one.step, values=one.values, numbers=numbers, learners=failed, loss_scale=scale,
+                )  # fmt: skip
         self._record(one, numbers)
         worst = max(self.progress.skipped_in_a_row.values())
         if worst >= self.params.watch.max_skipped_in_a_row:
@@ -169,7 +176,7 @@ class Outcomes:
 
     def _look(self, temperature: float) -> dict[str, dict[str, float]]:
         assert self.watch is not None
-        with self.meter.paused():
+        with self.meter.paused(), self.watchdog.paused():
             return self.watch(temperature)
 
     def _warn(self, step: int, losses: dict[str, float], seen: dict[str, dict[str, float]]) -> None:

@@ -29,6 +29,7 @@ from dinov2.train.params import (
     WatchParams,
 )
 from dinov2.train.student_teacher import StudentTeacher
+from dinov2.train.watchdog import STALLED
 
 HEAD = HeadParams(num_prototypes=16, hidden_dim=16, bottleneck_dim=8, num_layers=2)
 MODEL = ViTParams(
@@ -237,7 +238,8 @@ from test_loop import RECIPE, Pictures, run
 def hit(num):
     if rank() == 1 and num == 6 + 4 * 4:  # the monitor's sample, then four images a step
         os.kill(os.getpid(), signal.{signal})
-run(work, RECIPE.model_copy(update=dict(num_steps=1000, checkpoint_every_steps=1000)), Pictures(hit))
+watch = RECIPE.watch.model_copy(update=dict(stall_s=10.0))
+run(work, RECIPE.model_copy(update=dict(num_steps=1000, checkpoint_every_steps=1000, watch=watch)), Pictures(hit))
 """
 
 
@@ -255,3 +257,14 @@ def test_killed_process_ends_the_other_with_a_sentence(tmp_path: Path) -> None:
     assert ended[1][0] == -signal.SIGKILL
     assert ended[0][0] == 1
     assert "process 0 of 2 lost another one" in ended[0][1].splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_process_that_hangs_ends_the_other_by_its_watchdog(tmp_path: Path) -> None:
+    waiting, hanging = ranks.start(HIT.format(signal="SIGSTOP"), 2, tmp_path)
+    try:
+        assert waiting.wait(timeout=60) == STALLED
+    finally:
+        hanging.kill()
+        hanging.communicate()
+    assert waiting.communicate()[1].count("while waiting for the step") == 1
