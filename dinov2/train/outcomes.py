@@ -182,7 +182,9 @@ class Outcomes:
     def _warn(self, step: int, losses: dict[str, float], seen: dict[str, dict[str, float]]) -> None:
         for name, alarms in self._alarms.items():
             own = {key.removeprefix(_named(name, "")): value for key, value in losses.items()}
-            for sentence in alarms.of_losses(step, own) + alarms.of_features(seen.get(name, {})):
+            young = step <= self.params.schedule.warmup_steps  # fresh features say nothing yet
+            of_features = [] if young else alarms.of_features(seen.get(name, {}))
+            for sentence in alarms.of_losses(step, own) + of_features:
                 logger.warning("step %d%s: %s", step, f" of {name}" if name else "", sentence)
 
 

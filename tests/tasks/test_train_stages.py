@@ -137,6 +137,58 @@ def test_bootstrap_takes_a_given_backbone(repository: Path, curated: Path, store
         assert (tmp_path / "bootstrap" / name).read_bytes() == (tmp_path / "given" / name).read_bytes()
 
 
+def test_pretrain_goes_on_from_a_backbone_that_its_heads_learn_first(
+    repository: Path, curated: Path, store: Store, tmp_path: Path
+) -> None:
+    run_pretrain(repository, curated, store, tmp_path / "given", tmp_path / "work/p")
+    whole: Any = read_yaml(repository / "params.yaml")["pretrain"]
+    schedule = {**whole["schedule"], "freeze_backbone_steps": 2, "freeze_last_layer_steps": 0, "warmup_steps": 0}
+    wide = {**model(16), "image_size_px": 48}
+    values = section(
+        repository, "pretrain", 48, model=wide, dino_head=HEAD, ibot_head=HEAD, schedule=schedule,
+        init_from={"path": str(tmp_path / "given"), "architecture": None},
+    )  # fmt: skip
+    frozen = validate(pretrain.PretrainParams, values, where="pretrain")
+    pretrain.run(frozen, retrieve=curated, out=fresh(tmp_path / "a"), work=fresh(tmp_path / "work/a"), store=store)
+    given, after = load_backbone(tmp_path / "given")[0], load_backbone(tmp_path / "a")[0]
+    assert after.pos_embed.shape == (1, 37, 16)
+    for name, value in given.state_dict().items():
+        assert name == "pos_embed" or torch.equal(after.state_dict()[name], value), name
+
+    learning = {**values, "schedule": {**schedule, "freeze_backbone_steps": 1}}
+    params = validate(pretrain.PretrainParams, learning, where="pretrain")
+    pretrain.run(params, retrieve=curated, out=fresh(tmp_path / "b"), work=fresh(tmp_path / "work/b"), store=store)
+    later = load_backbone(tmp_path / "b")[0]
+    assert not torch.equal(later.norm.weight, given.norm.weight)
+    torch.testing.assert_close(later.norm.weight, given.norm.weight, atol=0.05, rtol=0)
+
+    other = {**values, "model": {**wide, "dim": 8}}
+    with pytest.raises(InputError, match="has dim 16, but the network that starts from it has 8"):
+        pretrain.run(
+            validate(pretrain.PretrainParams, other, where="pretrain"), retrieve=curated,
+            out=fresh(tmp_path / "c"), work=fresh(tmp_path / "work/c"), store=store,
+        )  # fmt: skip
+
+
+def test_pretrain_refuses_a_checkpoint_of_other_images(
+    repository: Path, curated: Path, store: Store, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        path = tmp_path / "folder" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (20, 20), (50, 60, len(name))).save(path)
+    sources = [{"kind": "folder", "path": str(tmp_path / "folder"), "weight": 1.0}]
+    values = section(
+        repository, "pretrain", 32, model=model(16), dino_head=HEAD, ibot_head=HEAD, sources=sources, num_steps=1
+    )
+    params = validate(pretrain.PretrainParams, values, where="pretrain")
+    work = fresh(tmp_path / "work/same")
+    pretrain.run(params, retrieve=curated, out=fresh(tmp_path / "one"), work=work, store=store)
+    Image.new("RGB", (20, 20)).save(tmp_path / "folder/a/more.png")
+    with pytest.raises(InputError, match="belongs to run"):
+        pretrain.run(params, retrieve=curated, out=fresh(tmp_path / "two"), work=work, store=store)
+
+
 def test_highres_without_pretrain_says_so(repository: Path, curated: Path, store: Store, tmp_path: Path) -> None:
     params = validate(highres.HighresParams, section(repository, "highres", 48), where="highres")
     with pytest.raises(InputError, match="run the stage that makes it"):
