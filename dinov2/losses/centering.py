@@ -49,17 +49,23 @@ class Assignment(NamedTuple):
 
 @torch.no_grad()
 def sinkhorn_knopp(
-    features: Float[Tensor, "n d"], prototypes: Prototypes, *, temperature: float, num_iterations: int
+    features: Float[Tensor, "n d"],
+    prototypes: Prototypes,
+    *,
+    temperature: float,
+    num_iterations: int,
+    most_samples: int | None = None,
 ) -> Assignment:
     """exp(logits / temperature) made to have rows of mass 1 and columns of nearly equal mass.
 
     Each iteration divides every prototype by its mass over all processes, then every sample by its own mass
     (arXiv 2006.09882; paper section 4). Kept in the log domain, with each sum's greatest term taken out, so that no
-    finite logits overflow or vanish. A process may hold no sample at all.
+    finite logits overflow or vanish. A process may hold no sample at all; processes whose numbers of samples differ
+    give the same `most_samples`, since they meet once a block.
     """
     sample = features.new_zeros(len(features), dtype=torch.float32)
     prototype = sample.new_zeros(len(prototypes.directions))
-    width = _same_everywhere(block_width(len(features), features.device), features.device)
+    width = block_width(len(features) if most_samples is None else most_samples, features.device)
     start = Assignment(features, prototypes, temperature, sample, prototype)
     logits = start.logits(width=width, dtype=compute_dtype(features.device), again=True)
     for _ in range(num_iterations):
@@ -81,15 +87,6 @@ def _log_mass(logits: Float[Tensor, "n w"]) -> Float[Tensor, " w"]:
     greatest = mine.clone()
     dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
     return all_reduce_sum((mine - greatest).exp_()).log_().add_(greatest)
-
-
-def _same_everywhere(width: int, device: torch.device) -> int:
-    """The processes' smallest width: they meet once a block."""
-    if world_size() == 1:
-        return width
-    shared = torch.tensor(width, device=device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MIN)
-    return int(shared.item())
 
 
 @torch.no_grad()

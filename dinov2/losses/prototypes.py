@@ -14,6 +14,7 @@ from torch import Tensor
 
 KEPT_BYTES = 2**28  # logits that fit here stay between passes
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}  # a core's second-level cache; enough to fill a GPU
+LEAST_WIDTH = {"cpu": 1024, "cuda": 4096}  # prototypes of a block, or what a block costs by itself would tell
 
 
 class Prototypes(NamedTuple):
@@ -89,4 +90,4 @@ class BlockLogits:
 
 def block_width(num_samples: int, device: torch.device) -> int:
     """Prototypes of a block for that many samples."""
-    return max(1, BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["cuda"]) // max(num_samples, 1))
+    return max(LEAST_WIDTH[device.type], BLOCK_ELEMENTS[device.type] // max(num_samples, 1))

@@ -124,12 +124,14 @@ class Targeting(nn.Module):
         cls = patches = [None] * len(parts)
         if self.loss.dino_weight > 0:
             all_cls = torch.cat([each.unflatten(0, (2, -1)) for each, _ in vectors], dim=1)  # [2 b d]
-            assignment = self._assign(all_cls.flatten(0, 1), _prototypes(teacher, "dino_head"), "dino", temperature)
+            rows = all_cls.flatten(0, 1)
+            assignment = self._assign(rows, _prototypes(teacher, "dino_head"), "dino", temperature, len(rows))
             sizes = [part.global_crops.shape[1] for part in parts]
             cls = _split(assignment, all_cls.shape[:2], sizes)
         if self.loss.ibot_weight > 0:
             all_patches = torch.cat([each for _, each in vectors])
-            assignment = self._assign(all_patches, _prototypes(teacher, "ibot_head"), "ibot", temperature)
+            most = sum(part.masks.numel() for part in parts)  # the same on all processes
+            assignment = self._assign(all_patches, _prototypes(teacher, "ibot_head"), "ibot", temperature, most)
             patches = _split(assignment, (1, len(all_patches)), [len(each) for _, each in vectors])
         return [each._replace(cls=c, patches=p) for each, c, p in zip(bare, cls, patches, strict=True)]
 
@@ -142,10 +144,14 @@ class Targeting(nn.Module):
             teacher, cls if self.loss.dino_weight > 0 else cls[:0], patches, tied="ibot_head" not in teacher
         )
 
-    def _assign(self, features: Tensor, prototypes: Prototypes, level: str, temperature: float) -> Assignment:
+    def _assign(
+        self, features: Tensor, prototypes: Prototypes, level: str, temperature: float, most: int
+    ) -> Assignment:
         if self.loss.centering == "sinkhorn":
-            iterations = self.loss.sinkhorn_iterations
-            return sinkhorn_knopp(features, prototypes, temperature=temperature, num_iterations=iterations)
+            return sinkhorn_knopp(
+                features, prototypes,
+                temperature=temperature, num_iterations=self.loss.sinkhorn_iterations, most_samples=most,
+            )  # fmt: skip
         center = self.get_buffer(f"{level}_center")
         assignment = centered_softmax(features, prototypes, center.clone(), temperature=temperature)
         update_center(center, features, prototypes, momentum=self.loss.center_momentum)
@@ -169,7 +175,9 @@ def student_losses(
     `masked`: whether the student sees its global crops under the batch's masks. `group_seeds` decide stochastic depth.
     """
     num_images = batch.global_crops.shape[1]
-    crops, masks = [batch.global_crops.flatten(0, 1)], [batch.masks.to(batch.global_crops.device) if masked else None]
+    device = batch.global_crops.device
+    crops = [batch.global_crops.flatten(0, 1)]
+    masks = [batch.masks.to(device, non_blocking=True) if masked else None]
     if len(batch.local_crops) and loss.dino_weight > 0:
         crops, masks = [*crops, batch.local_crops.flatten(0, 1)], [*masks, None]
     subsets = _draw_subsets(backbone_of(student), crops, num_images, group_size, group_seeds)

@@ -40,6 +40,7 @@ def test_dino_loss_is_the_formula_with_its_gradient(
     block_elements: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", block_elements)
+    monkeypatch.setitem(blocks.LEAST_WIDTH, "cpu", 1)
     monkeypatch.setattr(blocks, "KEPT_BYTES", kept_bytes)
     torch.manual_seed(0)
     targets = assignment(2, 4, num=23)
