@@ -21,7 +21,7 @@ export DO_NOT_TRACK = 1
 export DVC_NO_ANALYTICS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help venv ready demo test lint up down mlflow use clean
+.PHONY: help venv ready demo test test-slow lint up down mlflow use clean
 
 help:
 	@sed -n 's/^##  *//p' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,10 @@ demo: ready
 ##  make test          linters, types, import contracts and tests
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+##  make test-slow     the tests that take long: several processes at other numbers, hangs
+test-slow: ready
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 lint: ready
 	$(BIN)/ruff check .
