@@ -31,7 +31,7 @@ from dinov2.train.step import build_optimisers, take_step
 from dinov2.train.student_teacher import StudentTeacher
 from tasks.pretrain import PretrainParams
 
-RECOMPUTE = os.environ.get("RECOMPUTE", "none")
+RECOMPUTE = os.environ.get("RECOMPUTE", "pointwise")  # or none, block
 PRESET = Path(__file__).parent.parent / "presets" / "paper-vitl.yaml"
 
 
