@@ -63,9 +63,9 @@ class _CrossEntropy(torch.autograd.Function):
             y, Prototypes(directions, factors), temperature=temperature, dtype=dtype, width=width, again=True
         )
         log_sum = _log_sum(logits)  # [s*n 1]
-        gradient = _Gradient(y, directions, factors, temperature, dtype) if any(ctx.needs_input_grad[:3]) else None
         mass = pairs.sum(1).repeat_interleave(num_samples)[:, None]  # an assignment's rows have mass 1
         weight = weights.repeat(num_views)[:, None]
+        gradient = _Gradient(y, weight, logits, factors, dtype) if any(ctx.needs_input_grad[:3]) else None
         dot = torch.zeros_like(log_sum)
         asked = targets.logits(width=width, dtype=dtype, again=False)
         for number, columns in enumerate(logits.columns):
@@ -73,10 +73,11 @@ class _CrossEntropy(torch.autograd.Function):
             target = _asked(asked.block(number), targets, columns, pairs)  # [s*n w]
             dot += (target * block).sum(1, keepdim=True)
             if gradient is not None:
-                gradient.add(columns, (block - log_sum).exp_().mul_(mass).sub_(target).mul_(weight))
+                predicted = (block - log_sum).exp_()
+                gradient.add(columns, (predicted if pairs.numel() == 1 else predicted.mul_(mass)).sub_(target))
         losses = ((mass * log_sum - dot) * weight).view(num_views, num_samples).sum(1)
         if gradient is not None:
-            ctx.gradient = (gradient.features.view_as(features), gradient.directions, gradient.factors)
+            ctx.gradient = (gradient.of_features().view_as(features), gradient.directions, gradient.factors)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
@@ -106,22 +107,29 @@ def _asked(logits: Tensor, targets: Assignment, columns: slice, pairs: Tensor) -
 class _Gradient:
     """The gradient with respect to a student's features and prototypes, added up block by block."""
 
-    def __init__(self, y: Tensor, directions: Tensor, factors: Tensor, temperature: float, dtype: torch.dtype) -> None:
-        self.y, self.v, self.dtype = y, directions, dtype
-        norm = directions.norm(dim=1)
-        self.scale = factors[:, 0] / norm / temperature  # logit = scale * y @ v
-        self.of_factor = 1 / norm / temperature
-        self.inverse_square = 1 / norm**2
+    def __init__(self, y: Tensor, weight: Tensor, logits: BlockLogits, factors: Tensor, dtype: torch.dtype) -> None:
+        """Of samples `y` [n d], each with its weight [n 1], whose logits / temperature are `logits`."""
+        self.weight, self.dtype = weight, dtype
+        self.weighted = y * weight
+        self.v, self.scale = logits.directions, logits.scale  # logit = scale * y @ v
+        self.of_factor = self.scale / factors[:, 0]
+        self.inverse_square = 1 / self.v.square().sum(1)
         self.features = torch.zeros_like(y)
-        self.directions = torch.empty_like(directions)
+        self.directions = torch.empty_like(self.v)
         self.factors = torch.empty_like(factors)
 
     def add(self, columns: slice, of_logits: Float[Tensor, "n w"]) -> None:
-        """Add one block, given the loss's gradient with respect to its logits."""
-        v, scale = self.v[columns], self.scale[columns]
-        sums = rough_product(of_logits.T, self.y, self.dtype)  # [w d]
+        """Add one block, given the gradient of the unweighted loss with respect to its logits."""
+        if self.dtype != torch.float32:
+            of_logits = of_logits.to(self.dtype)
+        v, scale = self.v[columns], self.scale[columns, None]
+        sums = rough_product(of_logits.T, self.weighted, self.dtype)  # [w d]
         along = (sums * v).sum(1)
         self.factors[columns, 0] = along * self.of_factor[columns]
         turn = (along * self.inverse_square[columns])[:, None] * v  # length does not matter: nothing along v itself
-        torch.mul(sums.sub_(turn), scale[:, None], out=self.directions[columns])
-        self.features += rough_product(of_logits.mul_(scale), v, self.dtype)
+        torch.mul(sums.sub_(turn), scale, out=self.directions[columns])
+        self.features += rough_product(of_logits, v * scale, self.dtype)
+
+    def of_features(self) -> Float[Tensor, "n d"]:
+        """What came together."""
+        return self.features.mul_(self.weight)
