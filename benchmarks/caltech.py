@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from dinov2.data.decode import decode_rgb
-from dinov2.data.sources import FolderSource, digest
+from dinov2.data.sources import FolderSource
 from dinov2.data.view import center_crop, normalise
 from dinov2.eval.features import number_labels
 from dinov2.eval.knn import knn_scores
@@ -54,31 +54,12 @@ OFF = {  # the paper's parts, and what a recipe says without them
 }
 
 
-class Part:
+class Part(FolderSource):
     """Some images of a folder, by their numbers in it."""
 
     def __init__(self, whole: FolderSource, numbers: Sequence[int]) -> None:
-        self.whole = whole
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def read(self, i: int) -> bytes:
-        """Bytes of the i-th image of the part."""
-        return self.whole.read(self.numbers[i])
-
-    def id(self, i: int) -> str:
-        """Its path in the folder."""
-        return self.whole.id(self.numbers[i])
-
-    def label(self, i: int) -> str | None:
-        """Its class."""
-        return self.whole.label(self.numbers[i])
-
-    def fingerprint(self) -> str:
-        """Of the whole folder and the numbers."""
-        return digest([self.whole.fingerprint(), *self.numbers])
+        self.path = whole.path
+        self.files = [whole.files[number] for number in numbers]
 
 
 def split(whole: FolderSource) -> tuple[Part, Part]:
