@@ -270,8 +270,9 @@ def main() -> None:
         for seed in asked.seeds:
             recipe = validated(chosen, seed)
             lines += rows(name, seed, recipe, run(recipe, source, exam, asked.looks))
+    given = ["DIR" if word == str(asked.images) else word for word in sys.argv[1:]]
     head = [
-        f"Printed by `python benchmarks/caltech.py {shlex.join(sys.argv[1:])}` on {torch.get_num_threads()} threads: "
+        f"Printed by `python benchmarks/caltech.py {shlex.join(given)}` on {torch.get_num_threads()} threads: "
         f"{len(source)} training images, {len(held_out)} held out, {exam.num_classes} classes.",
         "",
     ]
