@@ -1,9 +1,9 @@
-"""Short codes whose products tell near-copies from strangers: a random projection to fewer dimensions, in whole numbers.
+"""Short codes whose products tell near-copies from strangers: a random projection, in whole numbers.
 
 The cosine of two rows after projection on e random orthonormal directions is scattered about theirs, by an amount that
-depends on their cosine, d and e alone and not on the data (the head of an isotropic frame has a matrix-variate beta
-Gram). So the score that a share of the pairs at a cosine reaches is known beforehand. Principal components would not do:
-what makes two images near-copies is in all directions.
+depends on their cosine, d and e alone and not on the data (the Gram matrix of the heads of two orthonormal rows is
+matrix-variate beta). So the score that a share of the pairs at a cosine reaches is known beforehand. Principal
+components would not do: what makes two images near-copies is in all directions.
 
 Codes are whole numbers in -127..127, so that their products are exact in bf16 and in float32 whatever the order of
 additions: which pairs pass does not depend on device, precision, tiles or threads.

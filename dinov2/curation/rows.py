@@ -1,4 +1,6 @@
-"""Descriptors as rows of unit length, read by slices from the blocks where they lie: memory is that of what is asked for.
+"""Descriptors as rows of unit length, read by slices from the blocks where they lie.
+
+Memory is that of what is asked for.
 
 A row that can't be compared (NaN, infinite, or not of unit length) reads as zeros, which are similar to nothing.
 """
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from dinov2.curation.descriptors import LENGTH_TOLERANCE
 from dinov2.params import InputError
+from dinov2.records import num_rows
 from dinov2.store import Store
 
 
@@ -34,9 +37,13 @@ def open_rows(embed: Path, sets: Sequence[str], store: Store) -> "Rows":
             blocks.append(np.load(store.local(name), mmap_mode="r", allow_pickle=False))
         except (ValueError, EOFError) as error:
             raise InputError(f"{index}: blob {name} is damaged ({error}); delete it and run embed again") from error
-    if len(shapes := {block.shape[1:] for block in blocks if len(block)}) > 1 or any(block.ndim != 2 for block in blocks):
-        raise InputError(f"{index}: descriptors of {sets} have several sizes, {sorted(shapes)}; run embed again")
-    return Rows(blocks)
+    shapes = {block.shape[1:] for block in blocks if len(block)}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        raise InputError(f"{index}: copy descriptors of {sets} have shapes {sorted(shapes)}; run embed again")
+    rows, num_images = Rows(blocks), sum(num_rows(embed / f"{name}.parquet") for name in sets)
+    if len(rows) != num_images:
+        raise InputError(f"{index}: {len(rows)} copy descriptors for {num_images} images of {sets}; run embed again")
+    return rows
 
 
 def unit_rows(raw: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
