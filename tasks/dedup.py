@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 IMAGES = ("seeds", "pool")  # rows are counted through both
 CELLS_AT_ONCE = 64
+FEW = 8  # the sample is then a quarter of the exact join
 
 Cosine = Annotated[float, Field(gt=0, le=1)]
 
@@ -70,7 +71,7 @@ class DedupParams(Params):
     min_recall: Annotated[float, Field(gt=0, le=1)]
     """Share of the pairs that must be found; a method that does not reach it on the sample is not used."""
     sample_rows: Annotated[int, Field(gt=0)]
-    """Images that are compared with all others to measure recall; `auto` is exact up to twice as many."""
+    """Images that are compared with all others to measure recall; `auto` is exact up to FEW times as many."""
     seed: Annotated[int, Field(ge=0)]
     """Of the sample, the random directions and the cells."""
     block_rows: Annotated[int, Field(gt=0)]
@@ -276,7 +277,7 @@ def _sampled(params: DedupParams, rows: "Rows") -> "NDArray[np.int64]":
     """Numbers of the rows that are compared with all others."""
     from dinov2.curation.recall import sampled_rows
 
-    few = params.method == "auto" and len(rows) <= 2 * params.sample_rows
+    few = params.method == "auto" and len(rows) <= FEW * params.sample_rows
     known = params.method in ("exact", "faiss") or few
     return sampled_rows(len(rows), 0 if known else params.sample_rows, params.seed)
 

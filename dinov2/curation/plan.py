@@ -165,7 +165,14 @@ def save_plan(folder: Path, plan: Plan) -> None:
     for name, array in (("frame", plan.screen.frame), ("centroids", plan.centroids)):
         if array is not None:
             np.save(folder / f"{name}.npy", array)
-    values = {"method": plan.method, "score": plan.screen.score, "num_visits": plan.num_visits, "recall": plan.recall}
+    num_directions = 0 if plan.screen.frame is None else plan.screen.frame.shape[1]
+    values = {
+        "method": plan.method,
+        "num_directions": num_directions,
+        "score": plan.screen.score,
+        "num_visits": plan.num_visits,
+        "recall": plan.recall,
+    }
     write_json(folder / "plan.json", values)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 SCALE = 127 / 5  # numbers of a random unit vector beyond five standard deviations are clipped
 MAX_DIMS = 1024  # 127^2 times this is below 2^24, where float32 counts without gaps
-NUM_DRAWS = 2**17
+NUM_DRAWS = 2**15
 
 
 def random_frame(dims: int, num_directions: int, seed: int) -> Float[np.ndarray, "d e"]:
