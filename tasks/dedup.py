@@ -254,11 +254,11 @@ def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path
 def _found(work: Path, copies: "PairFiles", num_images: int) -> "Recall":
     """Recall of what the join found, on the sampled pairs that its plan was measured on."""
     from dinov2.curation.pairs import are_among
-    from dinov2.curation.plan import half_of, load_sample
+    from dinov2.curation.plan import load_sample
     from dinov2.curation.recall import recall
 
-    chosen, half = _plan(work), half_of(load_sample(work / "sampled"), 1)
-    measured = recall(are_among(half.first, half.second, copies, num_images), half.first)
+    chosen, (first, second) = _plan(work), load_sample(work / "sampled")
+    measured = recall(are_among(first, second, copies, num_images), first)
     assert measured.share >= chosen.recall.share, (measured, chosen.recall)
     return chosen.recall if chosen.method in ("exact", "faiss") else measured
 

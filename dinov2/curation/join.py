@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from dinov2.curation.products import MARGIN, Engine
 from dinov2.curation.rotation import encode
+from dinov2.params import InputError
 
+MAX_PAIRS = 2**26  # 1.3 GB
 VERIFY_ROWS = 1024  # gathered at once: their rows stay in the cache
 VERIFY_DIMS = 2**16  # a candidate costs what so many dimensions of a pair in a product do
 
@@ -50,12 +52,21 @@ def pairs_above(
     screen: Screen,
     products: Engine,
 ) -> Pairs:
-    """Pairs of `left` and `right` rows (None: of `left` among themselves, first < second) at or above `min_cosine`."""
+    """Pairs of `left` and `right` rows (None: of `left` among themselves, first < second) at or above `min_cosine`.
+
+    Raises InputError if there are more than memory should hold.
+    """
     others = left if right is None else right
-    found = [
-        verified(left, others, first, second, min_cosine)
-        for first, second in _candidates(left, right, min_cosine, screen, products)
-    ]
+    found, num_pairs = [], 0
+    for first, second in _candidates(left, right, min_cosine, screen, products):
+        found.append(verified(left, others, first, second, min_cosine))
+        num_pairs += len(found[-1].first)
+        if num_pairs > MAX_PAIRS:
+            raise InputError(
+                f"more than {MAX_PAIRS:,} pairs at or above {min_cosine:g} in one part of the join: strangers are "
+                "taken for copies, or one image comes thousands of times; raise dedup.min_cosine, filter such images "
+                "out, or lower dedup.block_rows"
+            )
     return merged(found)
 
 

@@ -4,10 +4,10 @@ Costs are counted in dimensions: multiplications a pair of rows. `exact` costs d
 its codes and VERIFY_DIMS for every pair that passes; e is the cheapest of a few. `cells` compares rows only with those
 of the cells that they visit, all d dimensions.
 
-The rule. A method is used if its recall on one half of the sampled rows is at least `min_recall`, and, for `cells`, of
-which nothing is known beforehand, its lower bound is too (the other half chose how many cells are visited). A rotation
-that falls short is tightened: half as many pairs at the threshold may be missed. `auto` takes the cheapest method that
-passes; one named by params that can't pass gives way to `exact`, and says so.
+The rule. A rotation is made to find `min_recall` of the pairs at the threshold, which is known beforehand; if its
+recall on the sample is below that nonetheless, it is tightened: half as many of those pairs may be missed. Of `cells`
+nothing is known beforehand, so the lower bound of the recall must be `min_recall`; as few are visited as this allows.
+`auto` takes the cheapest method that passes; one named by params that can't pass gives way to `exact`, and says so.
 """
 
 import json
@@ -33,7 +33,7 @@ Method = Literal["exact", "rotation", "cells", "faiss"]
 NUM_DIRECTIONS = (32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 STRANGERS = (512, 8192)  # rows whose products tell how many strangers pass a screen
 TIGHTER = 6  # times that a rotation is tightened
-CALIBRATION_PAIRS = 20000
+MAX_PAIRS = 2**16
 
 
 class Plan(NamedTuple):
@@ -60,7 +60,7 @@ def choose_plan(
     """The join of `rows` among themselves, by the rule above."""
     everything = Recall(1.0, 1.0, len(sample.first))
     exact = Plan("faiss" if method == "faiss" else "exact", EXACT, None, 0, everything)
-    if method in ("exact", "faiss"):
+    if method in ("exact", "faiss") or min_recall == 1:
         return exact
     plans: list[tuple[float, Plan]] = []
     if method in ("auto", "rotation"):
@@ -112,51 +112,29 @@ def _cheapest(
 
 
 def _measured(rows: Rows, sample: Sample, screen: Screen) -> Recall:
-    """Recall of a screen on the pairs of the sampled rows in odd places."""
+    """Recall of a screen on the sample."""
     assert screen.frame is not None
-    half = half_of(sample, 1)
-    passed = np.zeros(len(half.first), bool)
-    for start in range(0, len(passed), CALIBRATION_PAIRS):
-        part = slice(start, start + CALIBRATION_PAIRS)
-        left, right = (encode(rows.take(index[part]), screen.frame) for index in half)
-        passed[part] = np.einsum("pe,pe->p", left, right) >= np.float32(screen.score)
-    return recall(passed, half.first)
+    left, right = (encode(rows.take(index), screen.frame) for index in sample)
+    return recall(np.einsum("pe,pe->p", left, right) >= np.float32(screen.score), sample.first)
 
 
 def _cells(rows: Rows, sample: Sample, min_recall: float, seed: int) -> list[tuple[float, Plan]]:
     """The least number of visits that passes, if any, with its cost."""
     centroids = cells.choose_centroids(rows, seed)
-    places = [_places(rows, half, centroids) for half in (half_of(sample, 0), half_of(sample, 1))]
-    load = cells.expected_load(rows, centroids, seed)
-    for num_visits in cells.NUM_VISITS:
-        if num_visits > len(centroids):
-            break
-        calibrated, measured = (recall(place < num_visits, half) for half, place in places)
-        if calibrated.low >= min_recall:
-            if min(measured.low, measured.share) < min_recall:
-                return []
-            cost = rows.dims * (load[num_visits] + 2 * len(centroids) / len(rows))
+    needed = cells.visits_needed(rows.take(sample.first), rows.take(sample.second), centroids)
+    for num_visits, load in cells.expected_load(rows, centroids, seed).items():
+        measured = recall(needed <= num_visits, sample.first)
+        if measured.low >= min_recall:
+            cost = rows.dims * (load + 2 * len(centroids) / len(rows))
             return [(cost, Plan("cells", EXACT, centroids, num_visits, measured))]
     return []
 
 
-def _places(rows: Rows, half: Sample, centroids: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For some pairs of `half` their sampled row, and how many visits find them less one."""
-    chosen = sampled_rows(len(half.first), CALIBRATION_PAIRS, 0)
-    first, second = half.first[chosen], half.second[chosen]
-    return first, cells.visits_needed(rows.take(first), rows.take(second), centroids) - 1
-
-
-def half_of(sample: Sample, which: int) -> Sample:
-    """The pairs of every other sampled row."""
-    mine = np.unique(sample.first, return_inverse=True)[1] % 2 == which
-    return Sample(sample.first[mine], sample.second[mine])
-
-
 def load_sample(folder: Path) -> Sample:
-    """All pairs of the files in a folder."""
+    """The pairs of the files in a folder; of very many some."""
     pairs = merged([load_pairs(path) for path in sorted(folder.glob("*.npy"))])
-    return Sample(pairs.first, pairs.second)
+    some = sampled_rows(len(pairs.first), MAX_PAIRS, seed=0)
+    return Sample(pairs.first[some], pairs.second[some])
 
 
 def save_plan(folder: Path, plan: Plan) -> None:

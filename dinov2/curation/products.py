@@ -61,7 +61,7 @@ class TorchEngine:
         bound = torch.tensor(score, dtype=self.dtype)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             # positive bf16 numbers are ordered like their bits, which NumPy compares nine times as fast as torch
-            bits = np.int16(bound.view(torch.int16).item())
+            bits = np.int16(bound.view(torch.int16).item() if score > 0 else -(2**15))
             return np.flatnonzero((left @ right.T).view(torch.int16).numpy() >= bits)
         reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -83,6 +83,19 @@ def test_tiles_with_many_candidates_give_the_same_pairs(monkeypatch: pytest.Monk
             np.testing.assert_array_equal(one, same)
 
 
+def test_more_pairs_than_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "MAX_PAIRS", 100)
+    with pytest.raises(InputError, match=r"more than 100 pairs at or above 0\.6 in one part"):
+        pairs_above(np.ones((30, 1), np.float32), None, 0.6, EXACT, NumpyEngine())
+
+
+def test_a_threshold_below_the_rounding_misses_nothing() -> None:
+    vectors = with_copies(60, 16, 3)
+    whole = pairs_above(vectors, None, 0.001, EXACT, NumpyEngine())
+    for one, same in zip(whole, pairs_above(vectors, None, 0.001, EXACT, TorchEngine("cpu", "bf16")), strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
 def test_rows_of_zeros_are_in_no_pair() -> None:
     vectors = with_copies(60, 64, 2)
     vectors[[0, 1, 30]] = 0

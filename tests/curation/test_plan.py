@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dinov2.curation.join import EXACT, Pairs, Screen, pairs_above
-from dinov2.curation.plan import Sample, choose_plan, half_of, load_plan, save_plan
+from dinov2.curation.plan import Sample, choose_plan, load_plan, save_plan
 from dinov2.curation.products import NumpyEngine
 from dinov2.curation.recall import sampled_rows
 from dinov2.curation.rotation import encode
@@ -47,10 +47,9 @@ def test_rotation_finds_what_it_promises(rows: Rows, sample: Sample, truth: Pair
     found = pairs_above(rows.read(0, NUM), None, MIN_COSINE, plan.screen, NumpyEngine())
     assert 0.95 <= len(found.first) / len(truth.first) <= 1
     keys = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
-    half = half_of(sample, 1)
-    ends = zip(half.first.tolist(), half.second.tolist(), strict=True)
+    ends = zip(sample.first.tolist(), sample.second.tolist(), strict=True)
     assert np.mean([(min(pair), max(pair)) in keys for pair in ends]) == pytest.approx(plan.recall.share)
-    assert plan.recall.num_pairs == len(half.first) > 100
+    assert plan.recall.num_pairs == len(sample.first) > 100
 
 
 def test_a_rotation_that_falls_short_is_tightened(rows: Rows, sample: Sample) -> None:
@@ -93,3 +92,7 @@ def test_plans_are_read_as_written(tmp_path: Path, rows: Rows, sample: Sample, m
     )  # fmt: skip
     for one, same in ((plan.screen.frame, read.screen.frame), (plan.centroids, read.centroids)):
         np.testing.assert_array_equal(one, same)
+
+
+def test_a_recall_of_one_takes_the_exact_join(rows: Rows, sample: Sample) -> None:
+    assert choose_plan(rows, sample, method="auto", min_cosine=MIN_COSINE, min_recall=1.0, seed=0).method == "exact"
