@@ -112,7 +112,7 @@ def look(part: int, params: DedupParams, *, embed: Path, work: Path, store: Stor
     others = pairs._replace(first=chosen[pairs.first], second=pairs.second + start)
     others = type(pairs)(*(column[others.first != others.second] for column in others))
     save_pairs(work / "sampled" / f"{part:06d}.npy", others)
-    save_array(work / "bad" / f"{part:06d}.npy", (~block.any(axis=1)).nonzero()[0] + start)
+    save_array(work / "bad" / f"{part:06d}.npy", np.flatnonzero(~block.any(axis=1)) + start)
 
 
 def count_plans() -> int:
