@@ -5,8 +5,8 @@ Run:   python benchmarks/dedup.py [--real NAME=FILE.npy=COSINE ...] [--rows 1000
 
 Ours is the stage's parts on float16 blocks from disk: comparing with sampled rows, planning, joining; the measuring of
 recall is part of it, the imports are not. faiss is IndexFlatIP with k = 64 on one float32 array in memory. Each is a
-process of one thread. The true pairs are those of the
-exact join; faiss must find no other. benchmarks/dedup_vectors.py draws the rows, and makes files of real ones.
+process of one thread. The true pairs are those of the exact join; faiss must find no other. benchmarks/dedup_vectors.py
+draws the rows, and makes files of real ones.
 """
 
 import argparse

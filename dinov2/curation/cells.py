@@ -1,7 +1,7 @@
 """A join that compares rows only where they are near: each row belongs to one cell and visits a few.
 
-Cells are those of centroids, rows drawn at random: what more iterations of k-means would gain is less than what they
-cost in one join. A pair is found if one of its rows visits the cell that the other belongs to.
+Cells are those of the nearest of some rows, drawn at random. A pair is found if one of its rows visits the cell that
+the other belongs to. Cells are found in float32 on the CPU; only the join runs on a GPU.
 """
 
 from collections.abc import Iterator
