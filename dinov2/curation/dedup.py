@@ -6,7 +6,7 @@ image it copies, or else its neighbour that is one step nearer to what stays (or
 similar one where there are several. So a chain of witnesses always ends at the cause.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -61,12 +61,12 @@ def preference(
 
 
 def group_copies(
-    shards: Sequence[Pairs], rank: Int[np.ndarray, " n"], contaminated: Bool[np.ndarray, " n"]
+    shards: Iterable[Pairs], rank: Int[np.ndarray, " n"], contaminated: Bool[np.ndarray, " n"]
 ) -> Groups:
     """Components of the pairs, one representative in each, and a witness for each other image.
 
-    `shards` hold the pairs, in any division: one at a time is looked at, several times each, so that a sequence that
-    reads them from disk keeps memory small. `rank` orders the images as representatives (no two alike);
+    `shards` hold the pairs, in any division, and are gone through several times: files that are read one by one keep
+    memory small. `rank` orders the images as representatives (no two alike);
     `contaminated` marks copies of evaluation images.
     """
     num = len(rank)
@@ -85,7 +85,7 @@ def group_copies(
     return Groups(component, keep, *_witnesses(shards, steps, rank))
 
 
-def _steps_to_causes(shards: Sequence[Pairs], cause: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+def _steps_to_causes(shards: Iterable[Pairs], cause: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Number of pairs between each image and a cause; FAR where there is no way."""
     steps = np.where(cause, 0, FAR)
     moved = True
@@ -100,7 +100,7 @@ def _steps_to_causes(shards: Sequence[Pairs], cause: Bool[np.ndarray, " n"]) -> 
 
 
 def _witnesses(
-    shards: Sequence[Pairs], steps: Int[np.ndarray, " n"], rank: Int[np.ndarray, " n"]
+    shards: Iterable[Pairs], steps: Int[np.ndarray, " n"], rank: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """For each image that is no cause, its neighbour with one step less to a cause; most similar, then best rank."""
     witness, cosine = np.full(len(steps), NONE), np.zeros(len(steps), np.float32)

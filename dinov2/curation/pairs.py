@@ -1,9 +1,8 @@
 """Pairs on disk: a file a part, each sorted by first, then second row, and looked at one at a time."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -36,33 +35,6 @@ def load_pairs(path: Path) -> Pairs:
     return Pairs(table["first"].copy(), table["second"].copy(), table["cosine"].copy())
 
 
-class PairFiles(Sequence[Pairs]):
-    """Files of pairs as a sequence that holds none of them; rows are named by their place in `rows`, if given."""
-
-    def __init__(self, paths: Sequence[Path], rows: Int[np.ndarray, " n"] | None = None) -> None:
-        self.paths = paths
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @overload
-    def __getitem__(self, number: int) -> Pairs: ...
-    @overload
-    def __getitem__(self, number: slice) -> "PairFiles": ...
-    def __getitem__(self, number: int | slice) -> "Pairs | PairFiles":
-        if isinstance(number, slice):
-            return PairFiles(self.paths[number], self.rows)
-        pairs = load_pairs(self.paths[number])
-        if self.rows is None:
-            return pairs
-        first, second = (np.searchsorted(self.rows, index) for index in (pairs.first, pairs.second))
-        return Pairs(first, second, pairs.cosine)
-
-    def __iter__(self) -> Iterator[Pairs]:
-        return (self[number] for number in range(len(self)))
-
-
 def block_pair(part: int, num_blocks: int) -> tuple[int, int]:
     """The part's place in the upper triangle of pairs of blocks, row by row."""
     row = 0
@@ -72,7 +44,7 @@ def block_pair(part: int, num_blocks: int) -> tuple[int, int]:
     return row, row + part
 
 
-def rows_of(shards: Sequence[Pairs]) -> Int[np.ndarray, " n"]:
+def rows_of(shards: Iterable[Pairs]) -> Int[np.ndarray, " n"]:
     """All rows that occur in pairs, in order."""
     found = np.empty(0, np.int64)
     for pairs in shards:
@@ -81,7 +53,7 @@ def rows_of(shards: Sequence[Pairs]) -> Int[np.ndarray, " n"]:
 
 
 def are_among(
-    first: Int[np.ndarray, " p"], second: Int[np.ndarray, " p"], shards: Sequence[Pairs], num_rows: int
+    first: Int[np.ndarray, " p"], second: Int[np.ndarray, " p"], shards: Iterable[Pairs], num_rows: int
 ) -> Bool[np.ndarray, " p"]:
     """Which pairs, in whatever order of their two rows, occur in the shards; `num_rows` counts all rows."""
     wanted = np.minimum(first, second) * num_rows + np.maximum(first, second)
@@ -91,3 +63,22 @@ def are_among(
             keys = pairs.first * num_rows + pairs.second
             found |= keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
     return found
+
+
+class PairFiles:
+    """The pairs of files, one file at a time each time they are gone through.
+
+    Of `rows`, if given, rows are named by their place in it.
+    """
+
+    def __init__(self, paths: Sequence[Path], rows: Int[np.ndarray, " n"] | None = None) -> None:
+        self.paths = paths
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Pairs]:
+        for path in self.paths:
+            pairs = load_pairs(path)
+            if self.rows is not None:
+                first, second = (np.searchsorted(self.rows, index) for index in (pairs.first, pairs.second))
+                pairs = Pairs(first, second, pairs.cosine)
+            yield pairs
