@@ -269,3 +269,28 @@ def test_descriptors_and_images_of_different_number_are_refused(
     write_table(inputs["embed"] / "pool.parquet", EMBEDDED, rows_of("pool", NUM_POOL - 1))
     with pytest.raises(InputError, match="620 copy descriptors for 619 images"):
         dedup(tmp_path, inputs, store, params())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("embed/pool.parquet", None, "pool.parquet does not exist"),
+        ("embed/evaluation.parquet", b"PAR1 cut short", "evaluation.parquet is not a readable Parquet file"),
+        ("embed/embeddings.json", b"{}", "does not list copy descriptors"),
+    ],
+)
+def test_inputs_that_are_absent_or_damaged_are_refused(
+    tmp_path: Path, inputs: dict[str, Path], store: Store, name: str, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "inputs" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        dedup(tmp_path, inputs, store, params())
+
+
+def test_tables_of_another_schema_are_refused(tmp_path: Path, inputs: dict[str, Path], store: Store) -> None:
+    write_table(inputs["embed"] / "pool.parquet", REMOVED, [dict.fromkeys(REMOVED.names)] * NUM_POOL)
+    with pytest.raises(InputError, match="no column"):
+        dedup(tmp_path, inputs, store, params())
