@@ -41,7 +41,7 @@ NEIGHBOURS = 64
 
 
 def write_inputs(folder: Path, vectors: NDArray[np.float16]) -> None:
-    """An embed folder: one seed, one evaluation image like nothing else, and the rows as pool."""
+    """Inputs of the stage: one seed, one evaluation image like nothing else, and the rows as pool."""
     store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache")))
     away = np.zeros((1, vectors.shape[1]), np.float16)
     away[0, 0] = 1
@@ -53,6 +53,8 @@ def write_inputs(folder: Path, vectors: NDArray[np.float16]) -> None:
         empty = dict.fromkeys(EMBEDDED.names) | {"width": 1, "height": 1, "path": "0.jpg"}
         write_table(folder / "embed" / f"{name}.parquet", EMBEDDED, (empty | {"id": f"{i}"} for i in range(len(rows))))
     write_json(folder / "embed" / "embeddings.json", index)
+    (folder / "filter").mkdir()
+    (folder / "filter" / "manifest.parquet").symlink_to(folder / "embed" / "pool.parquet")
 
 
 def ours(folder: Path, method: str, precision: str, cosine: float) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def ours(folder: Path, method: str, precision: str, cosine: float) -> dict[str, 
     }  # fmt: skip
     store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache")))
     params = validate(DedupParams, values, where="benchmark")
-    given = {"params": params, "embed": folder / "embed", "work": folder / "work", "store": store}
+    folders = {name: folder / name for name in ("filter", "embed", "work")}
+    given = {"params": params, "store": store, **folders}
     _warm_up(precision)
     started = time.process_time()
     for phase in tasks.dedup.PHASES:

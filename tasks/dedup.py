@@ -89,7 +89,9 @@ def count_blocks(params: DedupParams, *, embed: Path) -> int:
     return -(-sum(num_rows(embed / f"{name}.parquet") for name in IMAGES) // params.block_rows)
 
 
-def look(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
+def look(
+    part: int, params: DedupParams, *, filter: Path, embed: Path, work: Path, store: Store  # noqa: A002
+) -> None:
     """Compare a block with the evaluation images and with the sampled rows, exactly."""
     # imported in the job, not in the submitting process
     import numpy as np
@@ -99,7 +101,10 @@ def look(part: int, params: DedupParams, *, embed: Path, work: Path, store: Stor
     from dinov2.curation.pairs import save_array, save_pairs
     from dinov2.curation.products import engine
     from dinov2.curation.rows import open_rows
+    from dinov2.curation.verdicts import check_inputs
 
+    if part == 0:
+        check_inputs(embed, filter)
     rows, start = _rows(embed, store), part * params.block_rows
     block, products = rows.read(start, start + params.block_rows), engine(params.device, params.precision)
     thresholds = np.array([one.min_cosine for one in params.evaluation_sets.values()])
@@ -206,9 +211,8 @@ def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path
     from dinov2.curation.decontaminate import set_of_each
     from dinov2.curation.descriptors import EMBEDDED
     from dinov2.curation.pairs import PairFiles
-    from dinov2.curation.verdicts import Verdicts, check_same_pool
+    from dinov2.curation.verdicts import Verdicts
 
-    check_same_pool(embed, filter)
     copies, contacts, bad = (sorted((work / name).glob("*.npy")) for name in ("join", "contacts", "bad"))
     homes = set_of_each(embed, _folders(params))
     verdicts = Verdicts(

@@ -35,8 +35,13 @@ def values_at(paths: Sequence[Path], index: Int[np.ndarray, " n"], schema: pa.Sc
     return pa.Table.from_batches(batches, schema)
 
 
-def check_same_pool(embed: Path, filter_out: Path) -> None:
-    """Raise InputError unless the embedded pool is what the filter kept, or a part of it in the same order."""
+def check_inputs(embed: Path, filter_out: Path) -> None:
+    """Raise InputError unless tables have their columns and the embedded pool is what the filter kept.
+
+    A part of it will do, in the same order.
+    """
+    for name in ("seeds", "pool", "evaluation"):
+        next(read_batches(embed / f"{name}.parquet", EMBEDDED), None)
     kept = _ids(filter_out / "manifest.parquet")
     for image in _ids(embed / "pool.parquet"):
         if image not in kept:  # which goes on to where it is

@@ -279,7 +279,7 @@ def test_descriptors_and_images_of_different_number_are_refused(
         ("embed/embeddings.json", b"{}", "does not list copy descriptors"),
     ],
 )
-def test_inputs_that_are_absent_or_damaged_are_refused(
+def test_inputs_that_are_absent_or_damaged_are_refused(  # noqa: PLR0917
     tmp_path: Path, inputs: dict[str, Path], store: Store, name: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "inputs" / name
