@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from dinov2.params import InputError, Params
-from dinov2.records import MANIFEST, Summary, num_rows
+from dinov2.records import MANIFEST, Summary
 from dinov2.store import Store
+from dinov2.tables import num_rows
 from tasks.fan_out import Phase
 from tasks.stage import main
 

@@ -14,7 +14,7 @@ from dinov2.curation.join import EXACT, Pairs, merged, pairs_above
 from dinov2.curation.products import Engine
 from dinov2.curation.rows import Rows
 from dinov2.params import InputError
-from dinov2.records import read_batches
+from dinov2.tables import read_batches
 
 PLACE = pa.schema([("id", pa.string()), ("path", pa.string())])
 

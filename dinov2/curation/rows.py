@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dinov2.curation.descriptors import LENGTH_TOLERANCE
 from dinov2.params import InputError
-from dinov2.records import num_rows
 from dinov2.store import Store
+from dinov2.tables import num_rows
 
 
 def open_rows(embed: Path, sets: Sequence[str], store: Store) -> "Rows":

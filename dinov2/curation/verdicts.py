@@ -17,7 +17,8 @@ from dinov2.curation.descriptors import EMBEDDED
 from dinov2.curation.join import Pairs, merged
 from dinov2.curation.pairs import PairFiles, rows_of
 from dinov2.params import InputError
-from dinov2.records import REMOVED, num_rows, read_batches, write_batches
+from dinov2.records import REMOVED
+from dinov2.tables import num_rows, read_batches, write_batches
 
 FACTS = pa.schema([("id", pa.string()), ("width", pa.int32()), ("height", pa.int32())])
 ID = pa.schema([("id", pa.string())])
