@@ -1,6 +1,7 @@
 """Faces made unrecognisable: a Gaussian blur as wide as the face asks for, that fades out around it."""
 
 import io
+from math import ceil
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -17,12 +18,12 @@ def blur_faces(
     """A copy of `image`, blurred fully within each widened box and less and less up to one deviation outside it."""
     blurred = image.copy()
     height, width = image.shape[:2]
-    for left, top, right, bottom in boxes:
+    for left, top, right, bottom in boxes.tolist():
         side = max(right - left, bottom - top)
         sigma, margin = params.sigma_share * side, params.margin_share * side
         reach = margin + REACH * sigma
         x0, y0 = max(0, int(left - reach)), max(0, int(top - reach))
-        x1, y1 = min(width, int(np.ceil(right + reach))), min(height, int(np.ceil(bottom + reach)))
+        x1, y1 = min(width, ceil(right + reach)), min(height, ceil(bottom + reach))
         region = blurred[y0:y1, x0:x1]
         soft = np.asarray(Image.fromarray(region).filter(ImageFilter.GaussianBlur(sigma)), np.float64)
         rows = _fade(np.arange(y0, y1) + 0.5, top - margin, bottom + margin, sigma)

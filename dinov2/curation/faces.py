@@ -11,7 +11,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from PIL import Image
 from pydantic import Field
 
-from dinov2.curation.onnx_model import open_model
+from dinov2.curation.onnx_session import open_session
 from dinov2.params import Params
 
 CELL_PX = 4
@@ -22,8 +22,8 @@ MAX_OVERLAP = 0.3  # intersection over union above which the weaker of two boxes
 class FacesParams(Params):
     """How faces are found, and what becomes of them."""
 
-    model: str
-    """ONNX file of CenterFace: a path, or package:<distribution>/<file inside>."""
+    path: str
+    """ONNX file of CenterFace, or package:<distribution>/<file inside>."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of that file."""
     detect_px: Annotated[int, Field(ge=64, le=4096)]
@@ -45,7 +45,7 @@ def find_faces(image: UInt8[np.ndarray, "h w 3"], params: FacesParams) -> Float6
 
     Raises InputError if the model is absent or another one.
     """
-    session = open_model(params.model, params.sha256, free_shapes=True)
+    session = open_session(params.path, params.sha256, where="filter.faces", free_shapes=True)
     seen, scale = preprocess(image, params.detect_px)
     heat, log_size, offset = (np.asarray(out) for out in session.run(None, {session.get_inputs()[0].name: seen})[:3])
     boxes, scores = decode_boxes(heat[0, 0], log_size[0], offset[0], params.min_score)

@@ -10,7 +10,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from pydantic import Field
 
-from dinov2.curation.onnx_model import open_model
+from dinov2.curation.onnx_session import open_session
 from dinov2.params import Params
 
 RESIZED_PX = 256
@@ -21,8 +21,8 @@ MEAN_BGR = (104.0, 117.0, 123.0)
 class NsfwParams(Params):
     """The network, and the score from which an image is dropped."""
 
-    model: str
-    """ONNX file of open_nsfw: a path, or package:<distribution>/<file inside>."""
+    path: str
+    """ONNX file of open_nsfw, or package:<distribution>/<file inside>."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of that file."""
     max_score: Annotated[float, Field(ge=0, le=1)]
@@ -31,7 +31,7 @@ class NsfwParams(Params):
 
 def nsfw_score(image: UInt8[np.ndarray, "h w 3"], params: NsfwParams) -> float:
     """Between 0 (safe) and 1. Raises InputError if the model is absent or another one."""
-    session = open_model(params.model, params.sha256, free_shapes=False)
+    session = open_session(params.path, params.sha256, where="filter.nsfw", free_shapes=False)
     (scores,) = session.run(None, {session.get_inputs()[0].name: preprocess(image)[None]})
     return float(np.asarray(scores)[0, 1])
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 1 << 26  # 67 megapixels; a file above this is an attack or an accident. Below Pillow's own limit
+MAX_SIDE_PX = 65_500  # libjpeg's, so that whatever is read can also be written
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000", "MPO")
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {  # EXIF orientation -> how stored pixels become upright ones
@@ -33,7 +34,7 @@ class DecodeError(Exception):
 
 
 class TooLargeError(DecodeError):
-    """The image has more than MAX_PIXELS; told from its header, before anything is decoded."""
+    """The image has more than MAX_PIXELS, or a side above MAX_SIDE_PX; told from its header, before anything is decoded."""
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -41,7 +42,7 @@ def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
     Of an animation the first frame. Transparency is laid on white, 16 bits become 8 (the upper ones), CMYK becomes RGB
     without regard to its colour profile.
-    Raises TooLargeError above MAX_PIXELS, else DecodeError if the bytes are no whole image.
+    Raises TooLargeError where an image is too large to be decoded, else DecodeError if the bytes are no whole image.
     """
     if data[:3] == b"\xff\xd8\xff":
         pixels = _decode_jpeg(data)
@@ -85,8 +86,8 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
 
 
 def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise TooLargeError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE_PX:
+        raise TooLargeError(f"{image.width}x{image.height} pixels: more than {MAX_PIXELS}, or a side above {MAX_SIDE_PX}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

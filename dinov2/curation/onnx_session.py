@@ -1,58 +1,30 @@
-"""Networks in ONNX files that params name, run one image at a time by one thread.
+"""Networks in ONNX files that params name, run one image at a time by one thread: a score depends on its image alone."""
 
-A name is a path, or `package:<distribution>/<file inside>` for a file that an installed package carries. Its sha256 is
-part of the params, since it decides the results. One image a run and one thread: a score depends on its image alone.
-"""
-
-import hashlib
-import importlib.metadata
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dinov2.curation.model_file import find_model
 from dinov2.params import InputError
 
 if TYPE_CHECKING:
     import onnxruntime
 
-PACKAGE = "package:"
 ERRORS_ONLY = 3  # onnxruntime's level; below it a line is written for every weight
 GRAPH, NAME, INITIALIZER, INPUT, OUTPUT, VALUE_INFO = 7, 1, 5, 11, 12, 13  # numbers of the fields in onnx.proto
 TENSOR_NAME, TYPE, TENSOR_TYPE, SHAPE = 8, 2, 1, 2
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
-def find_model(model: str) -> Path:
-    """Where the file lies. Raises InputError if the package is not installed or the file absent."""
-    path = Path(model)
-    if model.startswith(PACKAGE):
-        distribution, _, inside = model.removeprefix(PACKAGE).partition("/")
-        try:
-            path = Path(str(importlib.metadata.distribution(distribution).locate_file(inside)))
-        except (importlib.metadata.PackageNotFoundError, ValueError) as error:
-            raise InputError(
-                f"model {model}: package '{distribution}' is not installed; install it (make venv EXTRAS=...,safety), "
-                "name a file, or set the model to null"
-            ) from error
-    if not path.is_file():
-        raise InputError(f"model {model} is not there ({path.absolute()}); mend its name, or set the model to null")
-    return path
-
-
 @lru_cache(maxsize=8)
-def open_model(model: str, sha256: str, *, free_shapes: bool) -> "onnxruntime.InferenceSession":
-    """The network, once a process. `free_shapes`: it is to take inputs of other shapes than its file says.
+def open_session(path: str, sha256: str, *, where: str, free_shapes: bool) -> "onnxruntime.InferenceSession":
+    """The network, opened once a process. `free_shapes`: it is to take inputs of other shapes than its file says.
 
-    Raises InputError if it is absent, of another sha256, or no network.
+    Raises InputError, naming the params key `where`, if it is absent, of another sha256, or no network.
     """
     import onnxruntime  # imported in the job, not in the submitting process
 
-    path = find_model(model)
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise InputError(f"model {model} has sha256 {found}, params say {sha256}; use that file, or mend the params")
+    data = find_model(path, sha256, where=where).read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
@@ -60,7 +32,7 @@ def open_model(model: str, sha256: str, *, free_shapes: bool) -> "onnxruntime.In
         network = without_shapes(data) if free_shapes else data
         return onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises of many kinds
-        raise InputError(f"model {model} can't be loaded ({error}); give an ONNX file") from error
+        raise InputError(f"{where}.path: {path} can't be loaded ({error}); give an ONNX file") from error
 
 
 def without_shapes(model: bytes) -> bytes:
@@ -87,13 +59,11 @@ def _free_graph(graph: bytes) -> bytes:
 
 def _without(message: bytes, path: list[int]) -> bytes:
     """The message without the field at the end of `path`."""
-    inner = [raw if number != path[0] else b"" for number, _, raw in _fields(message)]
-    if len(path) > 1:
-        inner = [
-            _field(number, _without(payload, path[1:])) if number == path[0] else raw
-            for number, payload, raw in _fields(message)
-        ]
-    return b"".join(inner)
+    first, *rest = path
+    return b"".join(
+        raw if number != first else _field(number, _without(payload, rest)) if rest else b""
+        for number, payload, raw in _fields(message)
+    )
 
 
 def _first(message: bytes, wanted: int) -> bytes:
