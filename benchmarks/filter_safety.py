@@ -32,21 +32,31 @@ def main() -> None:
     options = parser.parse_args()
     params = load_section(PRESET, "filter", FilterParams)
     assert params.faces is not None and params.nsfw is not None
-    print("| longer side seen | least score | photographs of a face with one found | flowers with one | ms a photograph |")
+    print(
+        "| longer side seen | least score | photographs of a face with one found | flowers with one | ms a photograph |"
+    )
     print("|---|---|---|---|---|")
     for detect_px in (320, 480, 640):
         for min_score in (0.2, 0.35, 0.5):
             tried = params.faces.model_copy(update={"detect_px": detect_px, "min_score": min_score})
             (hits, ms), (wrong, _) = (
-                share_with_faces([folder for folder in folders], options.num, tried)
+                share_with_faces(folders, options.num, tried)
                 for folders in ([options.faces], options.others)
             )
             print(f"| {detect_px} px | {min_score} | {hits:.1%} | {wrong:.1%} | {ms:.0f} |")
-    print(f"\nOf the blurred ones a face is found again in {found_again(options.faces, options.num, params.faces):.1%}.")
-    scores = [nsfw_score(image, params.nsfw) for folder in (options.faces, *options.others) for image in read(folder, options.num)]
+    print(
+        f"\nOf the blurred ones a face is found again in {found_again(options.faces, options.num, params.faces):.1%}."
+    )
+    scores = [
+        nsfw_score(image, params.nsfw)
+        for folder in (options.faces, *options.others)
+        for image in read(folder, options.num)
+    ]
     quantiles = ", ".join(f"{np.quantile(scores, share):.3f} ({share:.0%})" for share in (0.5, 0.95, 0.99, 1.0))
     above = np.mean(np.array(scores) > params.nsfw.max_score)
-    print(f"NSFW scores of {len(scores)} of these photographs: {quantiles}; above {params.nsfw.max_score}: {above:.2%}.")
+    print(
+        f"NSFW scores of {len(scores)} of these photographs: {quantiles}; above {params.nsfw.max_score}: {above:.2%}."
+    )
 
 
 def read(folder: Path, num: int) -> Iterator[np.ndarray]:

@@ -2,8 +2,8 @@
 hash; blur the faces on the others.
 
 In:    manifest.parquet of download, and its shards in the store
-Out:   out/manifest.parquet    MANIFEST of what stays, with width and height. An image with faces is kept blurred: under
-                               a new id, in a new shard, with the id it came under as source_id; others lie where they lay
+Out:   out/manifest.parquet    MANIFEST of what stays, with width and height. An image with faces is kept blurred,
+                               under a new id, in a new shard, with the id it came under as source_id
        out/removed.parquet     REMOVED: every other image with its reason, and the witness of a copy
        out/looks.parquet       LOOKS: what was measured of every image, by the id it came under
        out/pca_hash.npz        the fitted hash, with its version

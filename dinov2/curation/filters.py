@@ -37,7 +37,7 @@ class FilterParams(Params):
     pca_hash: PcaHashParams
     """Removal of copies."""
     part_images: Annotated[int, Field(gt=0)]
-    """Images a part: what one worker does at a time and is lost at most when it is killed; blurred ones make a shard."""
+    """Images a part: what a worker does at a time and loses when it is killed; its blurred images make one shard."""
     max_dropped_share: Annotated[float, Field(ge=0, le=1)]
     """Share of images that may be dropped, for all reasons, before the stage stops."""
 

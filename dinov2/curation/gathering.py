@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt8
 
@@ -45,6 +44,9 @@ def gather(parts: Sequence[Path], params: FilterParams, out: Path) -> Summary:
     it is the witness. Raises InputError if more than `max_dropped_share` are dropped, or all.
     """
     fit = _read_fit(parts)
+    num_in = len(fit.ids) + sum(fit.reasons.values())
+    if num_in == 0:
+        raise InputError("download left no image to filter; crawl other pages, or see its removed.parquet for why")
     for shard, count in sorted(fit.damaged.items()):
         logger.warning("shard %s is damaged: %d images of it can't be read, left out", shard, count)
     for name, networks in (("nsfw", params.nsfw), ("faces", params.faces)):
@@ -59,7 +61,6 @@ def gather(parts: Sequence[Path], params: FilterParams, out: Path) -> Summary:
     copy_of[alone] = np.where(copies < 0, -1, alone[copies])
     found = {"duplicate_id": int((repeated >= 0).sum()), "pca_hash_duplicate": int((copy_of >= 0).sum())}
     dropped = dict(sorted((Counter(fit.reasons) + Counter(found)).items()))
-    num_in = len(fit.ids) + sum(fit.reasons.values())
     _check_share(dropped, num_in, params)
     pca_hash.save(out / "pca_hash.npz")
     num_kept, num_blurred, num_faces = _write(parts, fit.ids, repeated, copy_of, out)
@@ -84,9 +85,11 @@ def _read_fit(parts: Sequence[Path]) -> Fit:
     damaged: Counter[str] = Counter()
     for part in parts:
         table = pq.read_table(part, columns=["id", "shard", "width", "height", "reason"])
-        reasons.update(table["reason"].drop_null().to_pylist())
-        damaged.update(table.filter(pc.equal(table["reason"], "damaged_shard"))["shard"].to_pylist())
-        table = table.filter(pc.is_null(table["reason"]))
+        causes = table["reason"].to_pylist()
+        reasons.update(cause for cause in causes if cause is not None)
+        shards = zip(causes, table["shard"].to_pylist(), strict=True)
+        damaged.update(shard for cause, shard in shards if cause == "damaged_shard")
+        table = table.filter(table["reason"].is_null())
         ids.append(np.frombuffer(bytes.fromhex("".join(table["id"].to_pylist())), np.uint8).reshape(-1, ID_BYTES))
         pixels.append(table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy())
     return Fit(np.concatenate(ids), np.concatenate(pixels), dict(reasons), dict(damaged))
@@ -126,8 +129,6 @@ def _thumbnails(part: Path, size_px: int) -> UInt8[np.ndarray, "n s s"]:
 def _check_share(dropped: dict[str, int], num_images: int, params: FilterParams) -> None:
     """Raise InputError if too much is dropped, naming the reasons."""
     num_dropped = sum(dropped.values())
-    if num_images == 0:
-        raise InputError("download left no image to filter; crawl other pages, or see its removed.parquet for why")
     if num_dropped <= params.max_dropped_share * num_images and num_dropped < num_images:
         return
     by_count = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
@@ -153,27 +154,22 @@ def _write(
     num_kept = num_blurred = num_faces = start = 0
     for part in parts:
         table = pq.read_table(part)
-        is_blurred = pc.greater(pc.fill_null(table["num_faces"], 0), 0)
-        original = pc.if_else(is_blurred, table["source_id"], table["id"])
-        looks.add(table.set_column(0, "id", original).select(LOOKS.names))
-        is_fit = pc.is_null(table["reason"]).to_numpy()
-        mine = slice(start, start + int(is_fit.sum()))
-        start = mine.stop
+        faces = table["num_faces"].fill_null(0).to_numpy()
+        came = pa.array(np.where(faces > 0, table["source_id"].to_pylist(), table["id"].to_pylist()), pa.string())
+        looks.add(table.set_column(0, "id", came).select(LOOKS.names))
         reason, witness = np.array(table["reason"].to_pylist(), object), np.full(len(table), None, object)
+        fit = np.flatnonzero(table["reason"].is_null().to_numpy())
+        mine = slice(start, start + len(fit))
+        start = mine.stop
         for why, cause in (("duplicate_id", repeated[mine]), ("pca_hash_duplicate", copy_of[mine])):
-            rows = np.flatnonzero(is_fit)[cause >= 0]
-            reason[rows] = why
-            witness[rows] = [ids[index].tobytes().hex() for index in cause[cause >= 0]]
+            reason[fit[cause >= 0]] = why
+            witness[fit[cause >= 0]] = [ids[index].tobytes().hex() for index in cause[cause >= 0]]
         stays = np.array([why is None for why in reason], bool)
-        good = table.filter(pa.array(stays))
-        kept.add(good.select(MANIFEST.names))
-        num_kept += len(good)
-        faces = good["num_faces"].drop_null().to_numpy()
-        num_blurred, num_faces = num_blurred + int((faces > 0).sum()), num_faces + int(faces.sum())
-        lost = pa.table(
-            [original, table["url"], pa.array(reason), pa.array(witness, pa.string()), pa.nulls(len(table), pa.float32())],
-            schema=REMOVED,
-        )
+        kept.add(table.filter(pa.array(stays)).select(MANIFEST.names))
+        num_kept += int(stays.sum())
+        num_blurred, num_faces = num_blurred + int((faces[stays] > 0).sum()), num_faces + int(faces[stays].sum())
+        columns = [came, table["url"], pa.array(reason), pa.array(witness, pa.string()), pa.nulls(len(table))]
+        lost = pa.table(dict(zip(REMOVED.names, columns, strict=True))).cast(REMOVED)
         removed.add(lost.filter(pa.array(~stays)))
     for written in (kept, removed, looks):
         written.close()

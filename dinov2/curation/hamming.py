@@ -1,14 +1,14 @@
 """Copies among many binary hashes: exact, in memory that grows with the number of hashes and nothing else.
 
-Images are visited in a given order; one within a few bits of an image kept before it is a copy. Done for all at once:
-the first half is resolved, what is near a kept image of it leaves the second half, then the rest is resolved. Two hashes
-that differ in at most m bits agree entirely in b - m of any b blocks of bits, so near pairs are found by sorting on each
-choice of b - m blocks; b is chosen by the number of hashes. Many alike hashes cost little: only kept ones are compared
-with, and those are never near each other. What costs is many unlike hashes that agree in most of their bits.
+Images are visited in a given order; one within a few bits of an image kept before it is a copy. Done by halves: the
+first is resolved, what is near a kept image of it leaves the second, then the rest of that is resolved. Two hashes that
+differ in at most m bits agree entirely in b - m of any b blocks of bits, so near pairs are found by sorting on each
+choice of b - m blocks; b is chosen by the number of hashes. Many alike hashes cost little, since only kept ones are
+compared with, and those are never near each other. What costs is many unlike hashes that agree in most of their bits.
 """
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 from typing import NamedTuple
 
@@ -103,13 +103,12 @@ def _near_pairs(
     asked, stored = words[queries], words[kept]
     for mask in _masks(words.shape[1], limit, len(kept)):
         asked_keys, stored_keys = _keys(asked, mask), _keys(stored, mask)
-        by_key, ask_order = np.argsort(stored_keys), np.argsort(asked_keys)  # both sorted: the search stays in the cache
-        stored_keys, asked_keys = stored_keys[by_key], asked_keys[ask_order]
+        by_key, ask_order = np.argsort(stored_keys), np.argsort(asked_keys)
+        stored_keys, asked_keys = stored_keys[by_key], asked_keys[ask_order]  # both sorted: the search is in the cache
         start = np.searchsorted(stored_keys, asked_keys, "left")
         counts = np.searchsorted(stored_keys, asked_keys, "right") - start
-        ends = np.cumsum(counts)
-        cuts = np.searchsorted(ends, np.arange(PAIRS_AT_ONCE, ends[-1] + PAIRS_AT_ONCE, PAIRS_AT_ONCE), "left") + 1
-        for low, high in zip([0, *cuts[:-1]], cuts, strict=True):
+        turn = (np.cumsum(counts) - counts) // PAIRS_AT_ONCE
+        for low, high in pairwise([0, *(np.flatnonzero(np.diff(turn)) + 1), len(counts)]):
             part = counts[low:high]
             within = np.arange(part.sum()) - np.repeat(np.cumsum(part) - part, part)
             query = np.repeat(ask_order[low:high], part)

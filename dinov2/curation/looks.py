@@ -112,9 +112,7 @@ def see(row: Mapping[str, Any], reader: ShardReader, params: FilterParams) -> Se
     boxes = find_faces(image, params.faces)
     if not len(boxes):
         return Seen(None, look, 0, None)
-    return Seen(
-        None, look, len(boxes), encode_jpeg(blur_faces(image, boxes, params.faces), params.faces.jpeg_quality)
-    )
+    return Seen(None, look, len(boxes), encode_jpeg(blur_faces(image, boxes, params.faces), params.faces.jpeg_quality))
 
 
 def _measured(row: Mapping[str, Any], seen: Seen) -> dict[str, Any]:

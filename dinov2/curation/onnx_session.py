@@ -1,4 +1,4 @@
-"""Networks in ONNX files that params name, run one image at a time by one thread: a score depends on its image alone."""
+"""Networks in ONNX files that params name, an image at a time and by one thread: a score depends on its image alone."""
 
 from collections.abc import Iterator
 from functools import lru_cache

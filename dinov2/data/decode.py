@@ -34,7 +34,7 @@ class DecodeError(Exception):
 
 
 class TooLargeError(DecodeError):
-    """The image has more than MAX_PIXELS, or a side above MAX_SIDE_PX; told from its header, before anything is decoded."""
+    """The image has more than MAX_PIXELS, or a side above MAX_SIDE_PX: its header says so, nothing is decoded."""
 
 
 def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -87,7 +87,8 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
 
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE_PX:
-        raise TooLargeError(f"{image.width}x{image.height} pixels: more than {MAX_PIXELS}, or a side above {MAX_SIDE_PX}")
+        limits = f"{MAX_PIXELS} pixels and sides of {MAX_SIDE_PX}"
+        raise TooLargeError(f"{image.width}x{image.height} pixels are more than the limits, {limits}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
