@@ -59,7 +59,7 @@ def hashes_of(folders: list[Path], num: int) -> NDArray[np.uint8]:
     """Hashes of `num` random crops, fitted on the first ones."""
     files = sorted(path for folder in folders for path in folder.rglob("*.jpg"))
     chosen = np.unique(np.linspace(0, len(files) - 1, NUM_PHOTOGRAPHS).astype(int))
-    photographs = [Image.open(files[i]).convert("L").resize((PHOTOGRAPH_PX,) * 2) for i in chosen]
+    photographs = [Image.open(files[i]).convert("L").resize((PHOTOGRAPH_PX, PHOTOGRAPH_PX)) for i in chosen]
     generator = np.random.default_rng(0)
     fitted, hashes = None, []
     for start in range(0, num, BLOCK):

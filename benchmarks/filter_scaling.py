@@ -89,7 +89,7 @@ def timed(given: dict[str, Any], cores: list[int]) -> tuple[float, float]:
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    return time.perf_counter() - started, sum(spent)
+    return time.perf_counter() - started, float(np.sum(spent[:]))
 
 
 def work_on(given: dict[str, Any], place: int, cores: list[int], ready: Barrier, spent: Any) -> None:

@@ -93,8 +93,9 @@ def filter_rows(folder: Path, rows: Rows, store: Store, params: FilterParams) ->
         look_part(part, params, download=download, work=work, store=store)
     summary = gather([part_path(work, part) for part in parts], params, out)
     assert summary.num_in == summary.num_kept + sum(summary.dropped.values()) == len(rows)
-    tables = (("manifest", MANIFEST), ("removed", REMOVED), ("looks", LOOKS))
-    return Filtered(*(read_table(out / f"{name}.parquet", schema) for name, schema in tables), summary)
+    names = (("manifest", MANIFEST), ("removed", REMOVED), ("looks", LOOKS))
+    kept, removed, looks = (read_table(out / f"{name}.parquet", schema) for name, schema in names)
+    return Filtered(kept, removed, looks, summary)
 
 
 def filter_all(folder: Path, images: list[tuple[str, bytes]], params: FilterParams = PARAMS) -> Filtered:
