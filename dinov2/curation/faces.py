@@ -4,7 +4,7 @@ The network gives, for each cell of 4 x 4 pixels, how likely a face's centre lie
 and the logarithm of the face's height and width in cells. The image is shrunk to a fixed longer side, never enlarged.
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, UInt8
@@ -13,6 +13,9 @@ from pydantic import Field
 
 from dinov2.curation.onnx_session import open_session
 from dinov2.params import Params
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 CELL_PX = 4
 MULTIPLE_PX = 32  # the network halves its input five times
@@ -40,12 +43,14 @@ class FacesParams(Params):
     """Of a blurred image, which is encoded anew."""
 
 
-def find_faces(image: UInt8[np.ndarray, "h w 3"], params: FacesParams) -> Float64[np.ndarray, "n 4"]:
-    """Boxes (left, top, right, bottom) in pixels of `image`, the likeliest first.
+def open_faces(params: FacesParams) -> "InferenceSession":
+    """The network, opened once a process. Raises InputError if it is absent or another one."""
+    return open_session(params.path, params.sha256, where="filter.faces", free_shapes=True)
 
-    Raises InputError if the model is absent or another one.
-    """
-    session = open_session(params.path, params.sha256, where="filter.faces", free_shapes=True)
+
+def find_faces(image: UInt8[np.ndarray, "h w 3"], params: FacesParams) -> Float64[np.ndarray, "n 4"]:
+    """Boxes (left, top, right, bottom) in pixels of `image`, the likeliest first."""
+    session = open_faces(params)
     seen, scale = preprocess(image, params.detect_px)
     heat, log_size, offset = (np.asarray(out) for out in session.run(None, {session.get_inputs()[0].name: seen})[:3])
     boxes, scores = decode_boxes(heat[0, 0], log_size[0], offset[0], params.min_score)

@@ -1,6 +1,6 @@
 """The looks of all parts made into one manifest: equal ids and copies leave it, and every removal has its reason.
 
-Goes over the parts three times, in order, and keeps about 100 bytes an image in between.
+Goes over the parts four times, in order, and keeps about 100 bytes an image in between.
 """
 
 import logging

@@ -43,7 +43,7 @@ def find_copies(
     """
     words = _words(hashes[order])
     first = np.sort(_first_of_equal(words))
-    kept = _greedy(words, first, max_hamming_bits)
+    kept = _greedy(words, first, max_hamming_bits) if max_hamming_bits else first
     copies = np.setdiff1d(np.arange(len(words)), kept, assume_unique=True)
     codes = _nearest(words, copies, kept, max_hamming_bits)
     witness = np.full(len(words), -1, np.int64)

@@ -3,7 +3,7 @@
 Preprocessing as published: to 256 x 256, whatever the aspect, the centre of 224, blue first, less the channels' means.
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -12,6 +12,9 @@ from pydantic import Field
 
 from dinov2.curation.onnx_session import open_session
 from dinov2.params import Params
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 RESIZED_PX = 256
 CROP_PX = 224
@@ -29,9 +32,14 @@ class NsfwParams(Params):
     """Images that score above this are dropped."""
 
 
+def open_nsfw(params: NsfwParams) -> "InferenceSession":
+    """The network, opened once a process. Raises InputError if it is absent or another one."""
+    return open_session(params.path, params.sha256, where="filter.nsfw", free_shapes=False)
+
+
 def nsfw_score(image: UInt8[np.ndarray, "h w 3"], params: NsfwParams) -> float:
-    """Between 0 (safe) and 1. Raises InputError if the model is absent or another one."""
-    session = open_session(params.path, params.sha256, where="filter.nsfw", free_shapes=False)
+    """Between 0 (safe) and 1."""
+    session = open_nsfw(params)
     (scores,) = session.run(None, {session.get_inputs()[0].name: preprocess(image)[None]})
     return float(np.asarray(scores)[0, 1])
 

@@ -15,6 +15,7 @@ from curation.test_gathering import encode, photograph, store_images, with_face,
 
 from dinov2.curation.filters import FilterParams
 from dinov2.curation.hashing import PcaHash, PcaHashParams
+from dinov2.params import InputError
 from dinov2.records import MANIFEST, REMOVED, Summary, read_table, write_table
 from dinov2.store import Store, StoreParams
 from tasks import filter as filter_stage
@@ -150,9 +151,9 @@ def test_workers_and_kills_change_no_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["nsfw", "faces"])
-def test_absent_model_stops_the_stage(tmp_path: Path, which: str) -> None:
+def test_absent_model_stops_the_stage_even_if_no_image_needs_it(tmp_path: Path, which: str) -> None:
     params = with_networks(tmp_path)
     (tmp_path / f"{which}.onnx").unlink()
-    store = make_download(tmp_path, [("a", encode(photograph(0)))])
-    with pytest.raises(Exception, match=rf"filter\.{which}\.path: .*{which}\.onnx does not exist"):
+    store = make_download(tmp_path, [("dot", encode(photograph(0)[:1, :1]))])
+    with pytest.raises(InputError, match=rf"filter\.{which}\.path: .*{which}\.onnx does not exist"):
         run_stage(tmp_path, params, store, tmp_path / "work")
