@@ -232,10 +232,13 @@ def test_decode_refuses_what_is_no_plain_image(data: bytes) -> None:
 
 def test_decode_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow would hand PostScript to Ghostscript."""
+    started = []
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError(args)
+        started.append(args)
+        raise OSError(args)
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(DecodeError):
-        decode_rgb(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+        decode_rgb(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EndProlog\nshowpage\n%%EOF\n")
+    assert started == []
