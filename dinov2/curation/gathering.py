@@ -52,7 +52,7 @@ def gather(parts: Sequence[Path], params: FilterParams, out: Path) -> Summary:
     for name, networks in (("nsfw", params.nsfw), ("faces", params.faces)):
         if networks is None:
             logger.warning("filter.%s is null: no image was checked", name)
-    repeated = _repeated(fit.ids)
+    repeated = find_copies(fit.ids, np.arange(len(fit.ids)), max_hamming_bits=0)
     pca_hash, hashes = _hashes(parts, len(fit.ids), params)
     alone = np.flatnonzero(repeated < 0)
     order = np.argsort(-fit.pixels[alone], kind="stable")
@@ -93,18 +93,6 @@ def _read_fit(parts: Sequence[Path]) -> Fit:
         ids.append(np.frombuffer(bytes.fromhex("".join(table["id"].to_pylist())), np.uint8).reshape(-1, ID_BYTES))
         pixels.append(table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy())
     return Fit(np.concatenate(ids), np.concatenate(pixels), dict(reasons), dict(damaged))
-
-
-def _repeated(ids: UInt8[np.ndarray, "n 32"]) -> Int64[np.ndarray, " n"]:
-    """Index of the first image of the same id; -1 for that one."""
-    words = np.ascontiguousarray(ids).view(np.uint64)
-    order = np.lexsort(words.T)  # stable: of equal ones the first comes first
-    is_new = np.ones(len(ids), bool)
-    is_new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
-    first = order[np.maximum.accumulate(np.where(is_new, np.arange(len(ids)), 0))]
-    repeated = np.full(len(ids), -1, np.int64)
-    repeated[order[~is_new]] = first[~is_new]
-    return repeated
 
 
 def _hashes(parts: Sequence[Path], num_images: int, params: FilterParams) -> tuple[PcaHash, UInt8[np.ndarray, "n b"]]:
