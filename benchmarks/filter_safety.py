@@ -52,8 +52,7 @@ def main() -> None:
     above = np.mean(scores > params.nsfw.max_score)
     print(f"NSFW scores of {len(scores)} of these images: {quantiles}; above {params.nsfw.max_score}: {above:.2%}.")
     gaps = np.abs(scores - theirs)
-    print(f"They differ from the package's own code, which passes images through JPEG, by {gaps.mean():.4f} on average")
-    print(f"and {gaps.max():.3f} at most.")
+    print(f"They differ from the package's own code by {gaps.mean():.4f} on average and {gaps.max():.4f} at most.")
 
 
 def read(folder: Path, num: int) -> Iterator[np.ndarray]:

@@ -1,8 +1,10 @@
 """How unsafe for work an image looks: the score of open_nsfw (a thin ResNet-50, BSD-2), in an ONNX file.
 
-Preprocessing as published: to 256 x 256, whatever the aspect, the centre of 224, blue first, less the channels' means.
+Preprocessing as published: to 256 x 256, whatever the aspect, through JPEG (the network learned from such files, and
+scores move by up to 0.2 without), the centre of 224, blue first, less the channels' means.
 """
 
+import io
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -48,5 +50,7 @@ def preprocess(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "224 22
     """What the network takes."""
     resized = Image.fromarray(image).resize((RESIZED_PX, RESIZED_PX), Image.Resampling.BILINEAR)
     edge = (RESIZED_PX - CROP_PX) // 2
-    crop = np.asarray(resized)[edge : edge + CROP_PX, edge : edge + CROP_PX]
+    buffer = io.BytesIO()
+    resized.save(buffer, "JPEG")
+    crop = np.asarray(Image.open(buffer))[edge : edge + CROP_PX, edge : edge + CROP_PX]
     return crop[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)

@@ -25,15 +25,16 @@ def test_preprocess_crops_the_centre_blue_first_less_the_mean() -> None:
     image[16:240, 16:240] = (10, 20, 30)
     seen = preprocess(image)
     assert seen.shape == (224, 224, 3)
-    np.testing.assert_array_equal(seen.reshape(-1, 3), np.tile(np.array([30 - 104, 20 - 117, 10 - 123]), (224**2, 1)))
+    assert np.abs(seen[4:-4, 4:-4] - np.array([30 - 104, 20 - 117, 10 - 123])).max() <= 4  # it went through JPEG
 
 
 def test_preprocess_squeezes_other_aspects() -> None:
     image = np.zeros((100, 400, 3), np.uint8)
     image[:, 200:] = 255
     seen = preprocess(image)
-    assert (seen[:, :111] + np.array([104, 117, 123]) == 0).all()
-    assert (seen[:, 113:] + np.array([104, 117, 123]) == 255).all()
+    pixels = seen + np.array([104, 117, 123])
+    assert pixels[:, :104].max() <= 4
+    assert pixels[:, 120:].min() >= 251
 
 
 def test_score_of_a_harmless_picture_is_low_and_always_the_same() -> None:
