@@ -82,7 +82,8 @@ def found_again(folder: Path, num: int, params: FacesParams) -> float:
         boxes = find_faces(image, params)
         after = find_faces(blur_faces(image, boxes, params), params)
         middles = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-        again.extend(((after[:, :2] < middles) & (middles < after[:, 2:])).all(axis=2).any(axis=1))
+        holds = np.all((after[:, :2] < middles) & (middles < after[:, 2:]), axis=2)
+        again.extend(holds.any(axis=1).tolist())
     return float(np.mean(again))
 
 
