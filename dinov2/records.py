@@ -40,6 +40,17 @@ MANIFEST = pa.schema(
         ("url", pa.string()),
         ("page_url", pa.string()),
         ("label", pa.string()),  # null where unknown
+        ("source_id", pa.string()),  # the image that this one was made from, by blurring faces; else null
+    ]
+)
+
+LOOKS = pa.schema(
+    [
+        ("id", pa.string()),  # as downloaded, before any blurring
+        ("grey_std", pa.float32()),  # 0 to 127.5; this and all below null where it was not measured
+        ("dominant_share", pa.float32()),  # of the most frequent colour
+        ("nsfw_score", pa.float32()),  # 0 to 1
+        ("num_faces", pa.int32()),
     ]
 )
 

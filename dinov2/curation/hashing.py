@@ -8,17 +8,16 @@ which compares descriptors; this one is made to be cheap and to be wrong about d
 
 import io
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int, UInt8
+from jaxtyping import Float32, Float64, Int64, UInt8
 from pydantic import Field, model_validator
 
 from dinov2.params import InputError, Params
 
-VERSION = 1  # of the file format and of the arithmetic
+VERSION = 2  # of the file format and of the arithmetic
 PRIOR_LENGTH = 0.5  # of the thumbnail's side: where the prior's correlation has fallen to 1/e
 PRIOR_IMAGES_PER_PX = 4  # weight of the prior: a covariance of d pixels takes some multiple of d images
 BLOCK_ROWS = 8192  # thumbnails hashed at once
@@ -88,54 +87,32 @@ def standardise(thumbnails: UInt8[np.ndarray, "n s s"]) -> Float64[np.ndarray, "
     return rows / np.maximum(rows.std(axis=1, keepdims=True), 1e-6)
 
 
-def fit_pca_hash(thumbnails: UInt8[np.ndarray, "n s s"], params: PcaHashParams) -> PcaHash:
-    """Fit mean and components on evenly spaced `sample_size` of the thumbnails.
+def sample_indices(count: int, sample_size: int) -> Int64[np.ndarray, " m"]:
+    """Evenly spaced indices of `count` images: what the hash is fitted on."""
+    return np.unique(np.linspace(0, count - 1, min(count, sample_size)).astype(np.int64))
+
+
+def fit_pca_hash(sample: UInt8[np.ndarray, "n s s"], params: PcaHashParams) -> PcaHash:
+    """Fit mean and components on the thumbnails of a sample.
 
     The covariance is shrunk towards that of photographs at large, exp(-distance). From few images alone, components
     would stand across the very images they were fitted on, and the signs of those would be noise.
     """
     size_px = params.thumbnail_px
-    chosen = np.unique(np.linspace(0, len(thumbnails) - 1, min(len(thumbnails), params.sample_size)).astype(np.int64))
-    sample = standardise(thumbnails[chosen])
     place = np.stack(np.meshgrid(range(size_px), range(size_px), indexing="ij"), axis=-1).reshape(-1, 2)
     distance = np.linalg.norm(place[:, None] - place[None], axis=-1)  # pixels
     prior = np.exp(-distance / (PRIOR_LENGTH * size_px))
     prior_images = PRIOR_IMAGES_PER_PX * size_px**2
-    mean = sample.sum(axis=0) / (len(sample) + prior_images)
-    covariance = ((sample - mean).T @ (sample - mean) + prior_images * prior) / (len(sample) + prior_images)
-    _, vectors = np.linalg.eigh(covariance)  # ascending
+    total, products = np.zeros(size_px**2), prior_images * prior
+    for block in np.split(sample, range(BLOCK_ROWS, len(sample), BLOCK_ROWS)):
+        rows = standardise(block)
+        total += rows.sum(axis=0)
+        products += rows.T @ rows
+    count = len(sample) + prior_images
+    mean = total / count
+    # sum of (x - mean)(x - mean)^T over the sample, the prior's images having mean zero and weight of their own
+    centred = products - np.outer(mean, total) - np.outer(total, mean) + len(sample) * np.outer(mean, mean)
+    _, vectors = np.linalg.eigh(centred / count)  # ascending
     components = vectors[:, ::-1][:, : params.num_bits].T
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
     return PcaHash(mean.astype(np.float32), (components * np.sign(largest)).astype(np.float32))
-
-
-def find_copies(
-    hashes: UInt8[np.ndarray, "n bytes"], order: Int[np.ndarray, " n"], *, num_bits: int, max_hamming_bits: int
-) -> dict[int, int]:
-    """Copies by index, each with the index of its witness.
-
-    Images are visited in `order`; one within `max_hamming_bits` of an image kept before it is a copy, and its witness
-    is the nearest of those, the first kept among equally near ones. So every witness is kept, and no two kept images
-    are that near. Exact: hashes that differ in at most m bits agree entirely in one of m + 1 bands.
-    """
-    values = [int.from_bytes(row.tobytes(), "big") for row in hashes]
-    total_bits = hashes.shape[1] * 8  # with the zero bits that packing added at the end
-    edges = [total_bits - num_bits + num_bits * band // (max_hamming_bits + 1) for band in range(max_hamming_bits + 2)]
-    kept_by_band: list[dict[int, list[int]]] = [{} for _ in range(max_hamming_bits + 1)]
-    rank = {int(index): place for place, index in enumerate(order)}
-    copies: dict[int, int] = {}
-    for index in map(int, order):
-        value = values[index]
-        keys = [value >> start & ((1 << end - start) - 1) for start, end in pairwise(edges)]
-        near = [
-            ((value ^ values[other]).bit_count(), rank[other], other)
-            for kept, key in zip(kept_by_band, keys, strict=True)
-            for other in kept.get(key, ())
-        ]
-        best = min(near, default=None)
-        if best is not None and best[0] <= max_hamming_bits:
-            copies[index] = best[2]
-            continue
-        for kept, key in zip(kept_by_band, keys, strict=True):
-            kept.setdefault(key, []).append(index)
-    return copies

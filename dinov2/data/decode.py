@@ -1,7 +1,9 @@
 """From the bytes of an image file to upright RGB pixels. Imports no torch.
 
 JPEG goes through simplejpeg (twice Pillow's speed, and it frees the interpreter lock, so threads decode side by side);
-everything else, and every JPEG that simplejpeg refuses, goes through Pillow.
+everything else, and every JPEG that simplejpeg refuses, goes through Pillow, with those of its plugins only that decode
+in this process and from these bytes (its EPS plugin would start Ghostscript). Bytes after an image's end are not looked
+at; what a file is called or claims to be otherwise does not matter.
 """
 
 import io
@@ -12,7 +14,9 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 100_000_000  # a file above this is an attack or an accident
+MAX_PIXELS = 1 << 26  # 67 megapixels; a file above this is an attack or an accident. Below Pillow's own limit
+MAX_SIDE_PX = 65_500  # libjpeg's, so that whatever is read can also be written
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000", "MPO")
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {  # EXIF orientation -> how stored pixels become upright ones
     2: lambda pixels: pixels[:, ::-1],
@@ -29,10 +33,16 @@ class DecodeError(Exception):
     """The bytes are no image that can be read; says why."""
 
 
-def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """Upright RGB pixels of an image file. Transparency is laid on white, 16 bits become 8, CMYK becomes RGB.
+class TooLargeError(DecodeError):
+    """The image has more than MAX_PIXELS, or a side above MAX_SIDE_PX: its header says so, nothing is decoded."""
 
-    Raises DecodeError if the bytes are no whole image or have more than 100 million pixels.
+
+def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Upright RGB pixels of an image file.
+
+    Of an animation the first frame. Transparency is laid on white, 16 bits become 8 (the upper ones), CMYK becomes RGB
+    without regard to its colour profile.
+    Raises TooLargeError where an image is too large to be decoded, else DecodeError if the bytes are no whole image.
     """
     if data[:3] == b"\xff\xd8\xff":
         pixels = _decode_jpeg(data)
@@ -53,7 +63,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
     if b"Exif\0\0" not in data:
         return pixels
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]) as image:
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # Pillow raises of many kinds on damaged EXIF; the pixels are whole
         return pixels
@@ -63,19 +73,22 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
 
 def _decode_any(data: bytes) -> NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image)
             image.load()
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except DecodeError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLargeError(str(error)) from error
     except Exception as error:  # Pillow's plugins raise of every kind on damaged files
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
 def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise DecodeError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE_PX:
+        limits = f"{MAX_PIXELS} pixels and sides of {MAX_SIDE_PX}"
+        raise TooLargeError(f"{image.width}x{image.height} pixels are more than the limits, {limits}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""PCA hash: copies found whatever their size, code and brightness; different images kept apart; the search is exact."""
+"""PCA hash: copies found whatever their size, code and brightness; different images kept apart."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dinov2.curation.hashing import PcaHash, PcaHashParams, find_copies, fit_pca_hash
+from dinov2.curation import hashing
+from dinov2.curation.hashing import PcaHash, PcaHashParams, fit_pca_hash, sample_indices
 from dinov2.params import InputError
 
 PARAMS = PcaHashParams(num_bits=64, thumbnail_px=16, sample_size=500, max_hamming_bits=4)
@@ -47,29 +48,20 @@ def test_hash_without_images_is_fitted_to_photographs_at_large() -> None:
     np.testing.assert_allclose(fitted.components @ fitted.components.T, np.eye(64), atol=1e-5)
 
 
-def brute_force(hashes: NDArray[np.uint8], order: NDArray[np.int64], limit: int) -> dict[int, int]:
-    kept: list[int] = []
-    copies = {}
-    for index in order:
-        near = [(int(distances(hashes[[index]], hashes[[other]])[0]), place) for place, other in enumerate(kept)]
-        if near and min(near)[0] <= limit:
-            copies[int(index)] = kept[min(near)[1]]
-        else:
-            kept.append(int(index))
-    return copies
+def test_fit_in_blocks_is_the_fit_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = photographs(50, 0)
+    whole = fit_pca_hash(images, PARAMS)
+    monkeypatch.setattr(hashing, "BLOCK_ROWS", 7)
+    np.testing.assert_allclose(fit_pca_hash(images, PARAMS).components, whole.components, atol=1e-4)
+    rows = hashing.standardise(images)  # and that of the formula: covariance of the sample, with the prior's share
+    prior = hashing.PRIOR_IMAGES_PER_PX * 256
+    np.testing.assert_allclose(whole.mean, rows.sum(axis=0) / (50 + prior), atol=1e-6)
 
 
-@pytest.mark.parametrize("num_bits", [64, 61])
-def test_find_copies_equals_brute_force(num_bits: int) -> None:
-    generator = np.random.default_rng(0)
-    bits = generator.integers(0, 2, (40, num_bits))
-    bits = bits[generator.integers(0, 40, 120)] ^ (generator.random((120, num_bits)) < 0.05)
-    hashes = np.packbits(bits.astype(np.uint8), axis=1)
-    order = generator.permutation(120)
-    for limit in (0, 1, 3, 7):
-        copies = find_copies(hashes, order, num_bits=num_bits, max_hamming_bits=limit)
-        assert copies == brute_force(hashes, order, limit)
-    assert 10 < len(copies) < 110
+def test_sample_is_spread_evenly() -> None:
+    assert sample_indices(10, 4).tolist() == [0, 3, 6, 9]
+    assert sample_indices(3, 4).tolist() == [0, 1, 2]
+    assert sample_indices(0, 4).tolist() == []
 
 
 def test_saved_hash_is_read_back_and_its_bytes_are_fixed(tmp_path: Path) -> None:

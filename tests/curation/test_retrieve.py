@@ -103,7 +103,7 @@ def inputs(tmp_path: Path, store: Store) -> dict[str, Path]:
     write_json(embed / "embeddings.json", blobs)
     for name in ("pool", "seeds"):
         write_table(embed / f"{name}.parquet", EMBEDDED, rows[name])
-    unique = [{name: row[name] for name in MANIFEST.names} for i, row in enumerate(rows["pool"]) if i != 5]
+    unique = [{name: row.get(name) for name in MANIFEST.names} for i, row in enumerate(rows["pool"]) if i != 5]
     write_table(dedup / "manifest.parquet", MANIFEST, unique)
     write_table(dedup / "seeds.parquet", EMBEDDED, rows["seeds"])
     return {"dedup": dedup, "embed": embed}
