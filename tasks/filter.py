@@ -19,9 +19,9 @@ from pathlib import Path
 from dinov2.curation.filters import FilterParams
 from dinov2.curation.gathering import gather
 from dinov2.curation.looks import count_parts, look_part, part_path
-from dinov2.curation.tables import distinct
 from dinov2.records import MANIFEST, Summary
 from dinov2.store import Store
+from dinov2.tables import distinct
 from tasks.fan_out import Phase
 from tasks.stage import main
 

@@ -17,11 +17,11 @@ from dinov2.curation.blurring import blur_faces, encode_jpeg
 from dinov2.curation.faces import find_faces, open_faces
 from dinov2.curation.filters import FilterParams, Look, judge, look_at
 from dinov2.curation.nsfw import nsfw_score, open_nsfw
-from dinov2.curation.tables import open_table, read_rows
 from dinov2.params import InputError
 from dinov2.records import LOOKS, MANIFEST, write_table
 from dinov2.shards import ShardReader, ShardWriter
 from dinov2.store import Store
+from dinov2.tables import open_table, read_rows
 
 BATCH_IMAGES = 256  # between two looks at the results: bounds what waits in memory
 ONE_SHARD_MB = 1_000_000  # a part is small enough for one
