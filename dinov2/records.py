@@ -20,7 +20,7 @@ from dinov2.params import InputError
 
 IMAGE_RECORDS = pa.schema(
     [
-        ("url", pa.string()),  # absolute URL of the image, as resolved against its page
+        ("url", pa.string()),  # absolute URL of the image, in its one spelling; or a whole data: URI, in base64
         ("page_url", pa.string()),
         ("alt", pa.string()),  # empty where the page gave none
         ("warc", pa.string()),  # WARC file that holds the response, relative to the crawl; null: fetch by HTTP
