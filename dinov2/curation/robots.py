@@ -28,6 +28,10 @@ class Robots:
         """Whether the canonical `url`, of the host of this robots.txt, may be taken."""
         return self._rules.can_fetch(url, self._agent)
 
+    def crawl_delay_s(self) -> float:
+        """Seconds that the agent is asked to leave between requests; 0 if it is not asked."""
+        return self._rules.crawl_delay(self._agent) or 0.0
+
 
 def is_allowed(data: bytes, user_agent: str, url: str) -> bool:
     """Whether the robots.txt `data` lets `user_agent` take the canonical `url` of its host."""
