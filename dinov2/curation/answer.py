@@ -78,7 +78,7 @@ class Answer:
 
     def location(self, url: str) -> str:
         """Where a redirect of `url` leads; raises NoImageError with `bad_redirect`."""
-        letters = (character if character.isascii() else f"%{ord(character):02X}" for character in self.header("location"))
+        letters = [letter if letter.isascii() else f"%{ord(letter):02X}" for letter in self.header("location")]
         try:
             return resolve("".join(letters), url)  # bytes outside ASCII are sent back as they came
         except UrlRefusedError as error:
@@ -92,26 +92,30 @@ class Answer:
         if self.header("content-encoding").strip().lower() not in ("", "identity"):
             raise NoImageError("content_encoding")  # we asked for none: a bomb, or a server that heeds nothing
         self.is_body_begun = True
-        started = asyncio.get_running_loop().time()
-        head, num_bytes = b"", 0
-        spool = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=self._folder)  # noqa: SIM115 - the caller closes it
+        spool = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(self._folder))  # noqa: SIM115 - closed by who asks
         try:
-            async for chunk in self._response.aiter_stream():
-                spool.write(chunk[: max_bytes + 1 - num_bytes])
-                num_bytes += len(chunk)
-                if num_bytes > max_bytes:
-                    break
-                if len(head) < SNIFF_BYTES:
-                    head += chunk[: SNIFF_BYTES - len(head)]
-                    if len(head) == SNIFF_BYTES and not is_wanted(head):
-                        raise NoImageError("not_an_image")
-                self._pace.reschedule(started + self._params.patience_s + num_bytes / self._params.min_bytes_per_s)
-            if num_bytes < SNIFF_BYTES and not is_wanted(head):
-                raise NoImageError("not_an_image")
+            await self._copy(spool, max_bytes, is_wanted)
         except BaseException:
             spool.close()
             raise
+        spool.seek(0)
         return spool
+
+    async def _copy(self, spool: IO[bytes], max_bytes: int, is_wanted: Callable[[bytes], bool]) -> None:
+        started = asyncio.get_running_loop().time()
+        head, num_bytes = b"", 0
+        async for chunk in self._response.aiter_stream():
+            spool.write(chunk[: max_bytes + 1 - num_bytes])
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                return
+            if len(head) < SNIFF_BYTES:
+                head += chunk[: SNIFF_BYTES - len(head)]
+                if len(head) == SNIFF_BYTES and not is_wanted(head):
+                    raise NoImageError("not_an_image")
+            self._pace.reschedule(started + self._params.patience_s + num_bytes / self._params.min_bytes_per_s)
+        if num_bytes < SNIFF_BYTES and not is_wanted(head):
+            raise NoImageError("not_an_image")
 
 
 @asynccontextmanager

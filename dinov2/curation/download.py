@@ -6,7 +6,6 @@ its position, so that no result depends on who fetched what, when, or after how 
 in memory, about 1 kB each, and one image at a time.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from dinov2.curation.answer import HttpParams, NoImageError
+from dinov2.curation.client import host_of
 from dinov2.curation.exchange import give, read_range, take
 from dinov2.curation.fetch import Limits, Wanted, fetch_all, host_part
-from dinov2.curation.client import host_of
-from dinov2.curation.fetch_log import Body, Failure, FetchLog, Moved, Outcome, judge
+from dinov2.curation.fetch_log import Body, Failure, FetchLog, Moved, judge
 from dinov2.curation.optout import OptOutParams
 from dinov2.curation.politeness import PolitenessParams
 from dinov2.curation.urls import UrlRefusedError, canonical, decode_data_uri, local_path
@@ -169,7 +168,7 @@ def read_held(record: Mapping[str, Any], max_bytes: int, crawl: Path) -> bytes:
         raise NoImageError("unreadable_file") from error
 
 
-def _held(record: Mapping[str, Any], params: DownloadParams, crawl: Path) -> Outcome:
+def _held(record: Mapping[str, Any], params: DownloadParams, crawl: Path) -> Body | Failure:
     try:
         data = read_held(record, params.max_bytes, crawl)
         sample_id, mime = judge(data, max_bytes=params.max_bytes, max_pixels=params.max_pixels)
@@ -182,13 +181,15 @@ def _read_warc(record: Mapping[str, Any], max_bytes: int, crawl: Path) -> bytes:
     path = crawl / record["warc"]
     try:
         url, status, data = read_answer(path, record["warc_offset"], max_bytes=max_bytes)
-        if canonical(url) != record["url"]:
-            raise DamagedWarcError(f"the answer there is of {url[:200]}")
+        is_another = canonical(url) != record["url"]
     except FileNotFoundError as error:
         raise InputError(f"{path} is gone since the crawl was read; put it back, or run crawl again") from error
     except (DamagedWarcError, UrlRefusedError) as error:
         logger.warning("%s at %d of %s: %s", record["url"], record["warc_offset"], record["warc"], error)
         raise NoImageError("damaged_warc") from error
+    if is_another:
+        logger.warning("%s is not what stands at %d of %s", record["url"], record["warc_offset"], record["warc"])
+        raise NoImageError("damaged_warc")
     if status != 200:
         raise NoImageError("bad_status")
     return data

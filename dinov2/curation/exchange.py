@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def give(path: Path, schema: pa.Schema, rows: Iterable[tuple[Any, ...]], takers: Sequence[int], num_takers: int) -> None:
+def give(
+    path: Path, schema: pa.Schema, rows: Iterable[tuple[Any, ...]], takers: Sequence[int], num_takers: int
+) -> None:
     """Write rows, given as tuples in the order of `schema`, each for the taker at its place in `takers`."""
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]

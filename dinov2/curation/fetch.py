@@ -109,27 +109,31 @@ class _Round:
                 logger.info("download: %d of %d fetched or failed, %.0f/s", self._num_done, self._num_images, rate)
 
     async def _fetch(self, image: Wanted) -> None:
-        """Follow one image to its outcome, and note that."""
-        url, num_redirects = image.url, image.num_redirects
+        """Note what becomes of one image."""
         try:
-            while (location := await self._ask(url, image.position)) is not None:
-                url, num_redirects = location, num_redirects + 1
-                if num_redirects > self._limits.http.max_redirects:
-                    raise NoImageError("too_many_redirects")
-                if host_part(host_of(url), self._limits.num_parts) != self._part:
-                    self._log.add(image.position, Moved(url, num_redirects))
-                    return
+            await self._follow(image)
         except NoImageError as error:
             self._log.add(image.position, Failure(error.reason, is_passing=False))
         except PassingError as error:
             self._log.add(image.position, Failure(error.reason, is_passing=True))
 
+    async def _follow(self, image: Wanted) -> None:
+        """Ask for an image until its body, or the host of another part that it leads to, is noted."""
+        url, num_redirects = image.url, image.num_redirects
+        while (location := await self._ask(url, image.position)) is not None:
+            url, num_redirects = location, num_redirects + 1
+            if num_redirects > self._limits.http.max_redirects:
+                raise NoImageError("too_many_redirects")
+            if host_part(host_of(url), self._limits.num_parts) != self._part:
+                self._log.add(image.position, Moved(url, num_redirects))
+                return
+
     async def _ask(self, url: str, position: int) -> str | None:
-        """Ask for an image until its body is noted, or return where it leads."""
+        """Ask, again where that may help, until the body is noted or it is known where the answer leads."""
         host = self._client.host(url)
+        if host.is_given_up:
+            raise PassingError("host_given_up")
         try:
-            if host.is_given_up:
-                raise PassingError("host_given_up")
             await self._sites.check(url)
             location = await self._client.retried(url, lambda: self._ask_once(url, position))
         except PassingError:
@@ -153,6 +157,5 @@ class _Round:
                 raise NoImageError(rule)
             body = await answer.body(limits.max_bytes, is_wanted=lambda head: sniff_mime(head) is not None)
         with body:
-            body.seek(0)
             self._log.add_body(position, body, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
         return None

@@ -119,10 +119,11 @@ class FetchLog:
                     outcome = KINDS[kind](*values)
                 except (ValueError, KeyError, TypeError):
                     break  # killed within that line
-                if not line.endswith(b"\n") or (isinstance(outcome, Body) and outcome.offset + outcome.length > num_bytes):
+                body_end = outcome.offset + outcome.length if isinstance(outcome, Body) else 0
+                if not line.endswith(b"\n") or body_end > num_bytes:
                     break  # or the machine stopped, and lost what was not on its disk yet
                 num_whole += len(line)
-                end = max(end, outcome.offset + outcome.length) if isinstance(outcome, Body) else end
+                end = max(end, body_end)
                 self._remember(position, outcome)
         self._log.truncate(num_whole)
         self._bodies.truncate(end)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinov2.curation.answer import NoImageError
@@ -39,7 +38,6 @@ class Totals(NamedTuple):
     num_records: int
     num_kept: int
     dropped: dict[str, int]
-    num_remote: int
     num_bytes: int
     shards: list[str]
 
@@ -97,7 +95,7 @@ def join_blocks(params: DownloadParams, *, records: Path, work: Path, out: Path)
         kept = pq.read_table(manifest, columns=["shard", "length"])
         shards |= dict.fromkeys(kept["shard"].unique().to_pylist())
         num_kept += kept.num_rows
-        num_bytes += pa.compute.sum(kept["length"]).as_py() or 0
+        num_bytes += sum(kept["length"].to_pylist())
     num_records = num_kept + sum(dropped.values())
     _check_share(dropped, num_records, params)
     join_tables(out / "manifest.parquet", MANIFEST, manifests)

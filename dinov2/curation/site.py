@@ -87,7 +87,6 @@ class Sites:
                 if answer.status != 200:
                     return b""
                 with await answer.body(max_bytes, is_wanted=lambda _: True) as body:
-                    body.seek(0)
                     return body.read()
 
         for _ in range(MAX_REDIRECTS + 1):
