@@ -1,9 +1,11 @@
 """Requests as politeness allows them: each in its host's turn, and again after a pause where a failure may pass."""
 
 import asyncio
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +26,11 @@ def host_of(url: str) -> str:
     return urlsplit(url).hostname or ""
 
 
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    return httpcore.default_ssl_context()  # reads all certificates: a tenth of a second
+
+
 class Client:
     """Connections to hosts and what is known of these; large bodies lie in `folder` while they come."""
 
@@ -34,7 +41,7 @@ class Client:
         self._hosts: defaultdict[str, Host] = defaultdict(lambda: Host(politeness))
         max_connections = politeness.max_hosts * politeness.max_per_host
         self.pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpcore.default_ssl_context(),
+            ssl_context=_ssl_context(),
             max_connections=max_connections,
             max_keepalive_connections=max_connections,
             keepalive_expiry=KEEP_ALIVE_S,

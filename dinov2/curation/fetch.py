@@ -157,5 +157,5 @@ class _Round:
                 raise NoImageError(rule)
             body = await answer.body(limits.max_bytes, is_wanted=lambda head: sniff_mime(head) is not None)
         with body:
-            self._log.add_body(position, body, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+            self._log.add_body(position, body.read(), max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
         return None

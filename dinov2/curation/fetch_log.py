@@ -75,9 +75,8 @@ class FetchLog:
         """Note that a record has no image, or none here."""
         self._note(position, outcome)
 
-    def add_body(self, position: int, body: IO[bytes], *, max_bytes: int, max_pixels: int) -> None:
+    def add_body(self, position: int, data: bytes, *, max_bytes: int, max_pixels: int) -> None:
         """Keep a body, and note it; or why it is no image that we keep."""
-        data = body.read(max_bytes + 1)
         try:
             sample_id, mime = judge(data, max_bytes=max_bytes, max_pixels=max_pixels)
         except NoImageError as error:
