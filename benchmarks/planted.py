@@ -1,20 +1,20 @@
 """What the curation finds of what was planted in a crawl of photographs, as Markdown tables.
 
-Run:   python benchmarks/planted.py --classes CALTECH101 --pool FLOWERS --work DIR [--sscd FILE.onnx] [--faces] [--nsfw]
-       (CALTECH101: a folder a class; FLOWERS: photographs of other things; FILE: SSCD; DIR: for the run, kept)
+Run:   python benchmarks/planted.py --classes CALTECH101 --pool FLOWERS --work DIR [--sscd ONNX] [--safety YAML]
+       (CALTECH101: a folder a class; FLOWERS: photographs of other things; DIR: for the run, kept)
 
-The crawl: all of FLOWERS and of the class BACKGROUND_Google; NUM_CLASSES classes of CALTECH101, of each 15 % as seeds, a
-fifth held out, the rest hidden in the crawl; the class Faces; copies of seven kinds, copies of held-out images, files
-that are broken, tiny, blank or banners, links that are dead or forbidden. Every stage runs by its command, from the
-pages to the curated set, once with thumbnails and once with SSCD as copy descriptors. Recall: share of the planted that
-is gone for the reason expected (copies: for any, one of each group may stay). Precision: share of what went for a
+The crawl: all of FLOWERS and of the class BACKGROUND_Google; NUM_CLASSES classes of CALTECH101, of each 15 % as seeds,
+a fifth held out, the rest hidden in the crawl; the class Faces; copies of seven kinds, copies of held-out images,
+files that are broken, tiny, blank or banners, links that are dead or forbidden. Every stage runs by its command, from
+the pages to the curated set, once with thumbnails and once with SSCD as copy descriptors. Recall: share of the planted
+that is gone for the reason expected (copies: for any, one of each group may stay). Precision: share of what went for a
 reason that was planted for it. Caltech-101 has near-duplicates of its own, which count as mistakes here.
 """
 
 import argparse
 import hashlib
-import io
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -27,8 +27,7 @@ from ruamel.yaml import YAML
 
 from demo.build import Roles, write_input
 from demo.check import left_over
-from demo.folder import split_class
-from demo.folder import scan_folder
+from demo.folder import scan_folder, split_class
 from demo.planted import COPIES, HARD_COPIES, NUM_PLANTED, Picture
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +130,8 @@ def filter_table(planted: Planted, gone: dict[str, str]) -> Iterator[str]:
         went = [url for url, its in gone.items() if its == reason and url in planted.kinds]
         right = [url for url in went if planted.kinds[url] in same]
         found = sum(gone.get(url) == reason for url in urls)
-        yield f"| {kind} | {len(urls)} | {reason} | {share(found, len(urls))} | {len(went)} | {share(len(right), len(went))} |"
+        recall, precision = share(found, len(urls)), share(len(right), len(went))
+        yield f"| {kind} | {len(urls)} | {reason} | {recall} | {len(went)} | {precision} |"
 
 
 def copy_table(planted: Planted, by_descriptor: dict[str, Path]) -> Iterator[str]:
@@ -255,8 +255,6 @@ def main() -> None:
 
 def keep(work: Path, name: str) -> Path:
     """A copy of the outputs under a name of its own, since the next run replaces some."""
-    import shutil
-
     kept = work / f"data-{name}"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(work / "data", kept)
