@@ -6,12 +6,13 @@ import struct
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from urllib.parse import unquote
 
+NONE: Mapping[str, str] = {}
 SCRIPT = b"<script>alert(1)</script>"
 GIF = b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
@@ -33,10 +34,14 @@ class Handler(BaseHTTPRequestHandler):
     """Answers one request; what was asked, and when, is kept by the server."""
 
     protocol_version = "HTTP/1.1"
-    server: "MisbehavingServer"
+
+    @property
+    def site(self) -> "MisbehavingServer":
+        assert isinstance(self.server, MisbehavingServer)
+        return self.server
 
     def do_GET(self) -> None:
-        server = self.server
+        server = self.site
         with server.lock:
             server.asked[self.path] += 1
             server.times.append(time.monotonic())
@@ -51,18 +56,18 @@ class Handler(BaseHTTPRequestHandler):
                 server.num_open -= 1
 
     def answer(self, path: list[str]) -> None:
-        num_asked = self.server.asked[self.path]
+        num_asked = self.site.asked[self.path]
         match path:
             case ["robots.txt"]:
-                status = 200 if isinstance(self.server.robots, bytes) else self.server.robots
-                self.send(status, self.server.robots if isinstance(self.server.robots, bytes) else b"")
+                status = 200 if isinstance(self.site.robots, bytes) else self.site.robots
+                self.send(status, self.site.robots if isinstance(self.site.robots, bytes) else b"")
             case [".well-known", "tdmrep.json"]:
-                self.send(200 if self.server.tdmrep else 404, self.server.tdmrep)
+                self.send(200 if self.site.tdmrep else 404, self.site.tdmrep)
             case ["good", *name]:
-                time.sleep(self.server.good_s)
+                time.sleep(self.site.good_s)
                 self.send(200, png("/".join(name)))
             case ["headed", name, value]:
-                self.send(200, png("headed"), **{name: unquote(value)})
+                self.send(200, png("headed"), headers={name: unquote(value)})
             case ["size", width, height]:
                 self.send(200, png("size", int(width), int(height)))
             case ["status", code, *_]:
@@ -70,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
             case ["flaky", num, name]:
                 self.send(503, b"") if num_asked <= int(num) else self.send(200, png(name))
             case ["busy", retry_after, name] if num_asked == 1:
-                self.send(429, b"", **{"Retry-After": retry_after.replace("_", " ")})
+                self.send(429, b"", headers={"Retry-After": retry_after})
             case ["busy", _, name]:
                 self.send(200, png(name))
             case _:
@@ -79,11 +84,11 @@ class Handler(BaseHTTPRequestHandler):
     def redirect(self, path: list[str]) -> None:
         match path:
             case ["loop"]:
-                self.send(302, b"", Location="/loop")
+                self.send(302, b"", headers={"Location": "/loop"})
             case ["hop", count]:
-                self.send(301, b"", Location=f"/hop/{int(count) - 1}" if int(count) else "/good/hopped")
+                self.send(301, b"", headers={"Location": f"/hop/{int(count) - 1}" if int(count) else "/good/hopped"})
             case ["away", *rest]:
-                self.send(302, b"", Location="/".join(rest))
+                self.send(302, b"", headers={"Location": "/".join(rest)})
             case ["bytes"]:
                 self.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /good/\xff\xfe\r\nContent-Length: 0\r\n\r\n")
             case _:
@@ -106,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
             case ["short"]:
                 self.send(200, png("short"), cut_bytes=-30)
             case ["gzip-bomb"]:
-                self.send(200, gzip.compress(bytes(10_000_000), 1), **{"Content-Encoding": "gzip"})
+                self.send(200, gzip.compress(bytes(10_000_000), 1), headers={"Content-Encoding": "gzip"})
             case ["quiet-gzip"]:
                 self.send(200, gzip.compress(png("quiet")))
             case _:
@@ -134,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             case _:
                 self.send(200, b"")
 
-    def send(self, status: int, body: bytes, *, cut_bytes: int = 0, **headers: str) -> None:
+    def send(self, status: int, body: bytes, *, cut_bytes: int = 0, headers: Mapping[str, str] = NONE) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) + cut_bytes))
         self.send_header("Content-Type", "image/png")  # never to be trusted

@@ -210,8 +210,8 @@ def test_robots_txt_is_asked_once_and_heeded(tmp_path: Path, server: Misbehaving
     assert result.reasons == ["robots_txt"] * 6
     assert server.asked["/robots.txt"] == server.asked["/.well-known/tdmrep.json"] == 1
     assert not any(path.startswith("/good/private") for path in server.asked)
-    ignoring = {"opt_out": {"robots_txt": False, "tdm_reservation": False}}
-    assert len(run_download(tmp_path / "b", records, **ignoring).rows) == 11
+    ignoring = {"robots_txt": False, "tdm_reservation": False}
+    assert len(run_download(tmp_path / "b", records, opt_out=ignoring).rows) == 11
     assert server.asked["/robots.txt"] == 1
 
 
