@@ -69,8 +69,9 @@ PHASES = (
 )
 
 
-def run(params: DownloadParams, *, crawl_records: Path, out: Path, work: Path, store: Store) -> Summary:
+def run(params: DownloadParams, *, crawl_records: Path, crawl: Path, out: Path, work: Path, store: Store) -> Summary:
     """Join what the parts made."""
+    del crawl  # the phases read it
     try:
         totals = join_blocks(params, records=_records(crawl_records), work=work, out=out)
     except InputError:

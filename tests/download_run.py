@@ -79,7 +79,6 @@ def run_stage(folder: Path, params: DownloadParams, *, num_workers: int = 1) -> 
     for phase in download.PHASES:
         for worker in reversed(range(num_workers)):
             make_parts(phase, {"params": params, **inputs}, first=worker, of=num_workers)
-    del inputs["crawl"]
     return download.run(params, out=folder / "out", **inputs)
 
 
