@@ -89,14 +89,14 @@ class _Round:
             of_host[host_of(image.url)].append(image)
         visits = iter(sorted(of_host.values(), key=len, reverse=True))  # the longest begin first
         num_visitors = min(self._limits.politeness.max_hosts, len(of_host))
-        async with self._client.pool:
-            await asyncio.gather(*(self._visit(visits) for _ in range(num_visitors)))
+        await asyncio.gather(*(self._visit(visits) for _ in range(num_visitors)))
 
     async def _visit(self, visits: Iterator[list[Wanted]]) -> None:
         for images in visits:
             queue = iter(images)
             num_workers = min(self._limits.politeness.max_per_host, len(images))
-            await asyncio.gather(*(self._work(queue) for _ in range(num_workers)))
+            async with self._client.visit(images[0].url):
+                await asyncio.gather(*(self._work(queue) for _ in range(num_workers)))
 
     async def _work(self, queue: Iterator[Wanted]) -> None:
         for image in queue:
