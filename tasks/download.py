@@ -5,8 +5,8 @@ Out:   out/manifest.parquet    MANIFEST: id, shard, offset, length, mime, URL; w
        out/removed.parquet     REMOVED: every record without an image of its own, with its reason
        out/blobs.json          the shards and their sizes; they lie in the store
 Run:   python -m tasks.download --crawl_records data/crawl --crawl inputs/demo/crawl --out data/download
-Cost:  about 500 images a second and core from a WARC, else what hosts bear; disk: what is fetched over HTTP, twice;
-       memory: 1 kB a record of a part
+Cost:  about 1,000 images of 50 kB a second and core (benchmarks/results/download.md), or what hosts bear;
+       disk: what is fetched over HTTP, twice while it runs; memory: 1 kB a record of a part
 """
 
 import shutil
@@ -78,6 +78,8 @@ def run(params: DownloadParams, *, crawl_records: Path, crawl: Path, out: Path, 
         shutil.rmtree(work / "made")  # the next run tries again what may pass; what was fetched it finds in the logs
         raise
     store.pin(out, totals.shards)
+    for folder in work.glob("fetched-*"):
+        shutil.rmtree(folder)  # the bodies are in shards now
     return Summary(
         num_in=totals.num_records,
         num_kept=totals.num_kept,

@@ -70,12 +70,15 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
     async def _addresses(self, host: str) -> list[str]:
         now = time.monotonic()
-        asked, lookup = self._lookups.get(host, (now - LOOKUP_VALID_S, None))
-        if lookup is None or now - asked >= LOOKUP_VALID_S:
-            self._lookups = {name: entry for name, entry in self._lookups.items() if now - entry[0] < LOOKUP_VALID_S}
-            lookup = asyncio.create_task(_look_up(host))
-            self._lookups[host] = (now, lookup)
-        return await asyncio.shield(lookup)
+        while self._lookups and now - next(iter(self._lookups.values()))[0] >= LOOKUP_VALID_S:
+            del self._lookups[next(iter(self._lookups))]  # the oldest come first
+        if host not in self._lookups:
+            self._lookups[host] = (now, asyncio.create_task(_look_up(host)))
+        try:
+            return await asyncio.shield(self._lookups[host][1])
+        except httpcore.ConnectError:
+            self._lookups.pop(host, None)  # another try asks again
+            raise
 
 
 async def _look_up(host: str) -> list[str]:

@@ -64,18 +64,19 @@ class Sites:
         return await asyncio.shield(self._rules[site])
 
     async def _read(self, site: str) -> Rules:
-        robots, tdm = Robots(b"", self._client.http.user_agent), []
+        robots_txt, tdmrep = b"", b""
         try:
             if self._opt_out.robots_txt:
-                robots = Robots(await self._file(site + ROBOTS_PATH, MAX_ROBOTS_BYTES), self._client.http.user_agent)
-                self._client.host(site).slow_down(robots.crawl_delay_s())
+                robots_txt = await self._file(site + ROBOTS_PATH, MAX_ROBOTS_BYTES)
             if self._opt_out.tdm_reservation:
-                tdm = parse_tdmrep(await self._file(site + TDMREP_PATH, MAX_TDMREP_BYTES))
+                tdmrep = await self._file(site + TDMREP_PATH, MAX_TDMREP_BYTES)
         except PassingError as error:
             if error.reason in ("server_error", "too_many_requests"):
                 raise PassingError("robots_unavailable") from error
             raise
-        return Rules(robots, tdm)
+        robots = Robots(robots_txt, self._client.http.user_agent)
+        self._client.host(site).slow_down(robots.crawl_delay_s())
+        return Rules(robots, parse_tdmrep(tdmrep))
 
     async def _file(self, url: str, max_bytes: int) -> bytes:
         """A small file, or what its limit leaves of it; empty if there is none."""

@@ -5,9 +5,9 @@ Animated files count with one frame: later stages decode the first.
 """
 
 import struct
-from collections.abc import Iterator
 
 SNIFF_BYTES = 64  # enough to tell the kind
+MAX_STEPS = 1 << 16  # over the segments, blocks or boxes of a file: one made of millions costs no more than this
 _AVIF_BRANDS = (b"avif", b"avis")
 _JPEG_STANDALONE = (0x01, *range(0xD0, 0xD8))  # markers without a segment
 _JPEG_FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
@@ -51,12 +51,13 @@ def declared_size(data: bytes) -> tuple[int, int] | None:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     position = 2
-    while True:
+    for _ in range(MAX_STEPS):
         if data[position] != 0xFF:
             raise ValueError("no marker")
-        while data[position] == 0xFF:
-            position += 1
+        position += 1
         marker = data[position]
+        if marker == 0xFF:  # filling
+            continue
         if marker in _JPEG_STANDALONE:
             position += 1
             continue
@@ -65,8 +66,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             height, width = struct.unpack_from(">HH", data, position + 4)
             return width, height
         if marker in (0xD8, 0xD9, 0xDA) or length < 2:
-            raise ValueError("no frame header before the pixels")
+            break
         position += 1 + length
+    raise ValueError("no frame header before the pixels")
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
@@ -79,12 +81,17 @@ def _png_size(data: bytes) -> tuple[int, int]:
 def _gif_size(data: bytes) -> tuple[int, int]:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
-    while data[position] == 0x21:  # an extension: label, then blocks up to an empty one
-        position += 2
-        while data[position]:
+    is_extension = False
+    for _ in range(MAX_STEPS):
+        if is_extension:  # blocks up to an empty one
+            is_extension = data[position] > 0
             position += 1 + data[position]
-        position += 1
-    if data[position] != 0x2C:
+        elif data[position] == 0x21:
+            is_extension = True
+            position += 2
+        else:
+            break
+    if is_extension or data[position] != 0x2C:
         raise ValueError("no image")
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, position + 1)
     return max(width, left + frame_width), max(height, top + frame_height)  # decoders enlarge the screen
@@ -110,18 +117,20 @@ def _uint24(data: bytes, start: int) -> int:
 
 def _avif_size(data: bytes) -> tuple[int, int]:
     """The largest extent of any item: a picture made of tiles, or one of them."""
-    sizes: list[tuple[int, int]] = []
-    for meta in _boxes(data, b"meta", 0, len(data)):
-        for properties in _boxes(data, b"iprp", meta[0] + 4, meta[1]):
-            for container in _boxes(data, b"ipco", *properties):
-                for start, _ in _boxes(data, b"ispe", *container):
-                    sizes.append(struct.unpack_from(">II", data, start + 4))
-    return max(sizes, key=lambda size: size[0] * size[1])
+    meta_start, meta_end = _boxes(data, b"meta", 0, len(data))[0]
+    properties = _boxes(data, b"iprp", meta_start + 4, meta_end)[0]
+    container = _boxes(data, b"ipco", *properties)[0]
+    sizes = [struct.unpack_from(">II", data, start + 4) for start, _ in _boxes(data, b"ispe", *container)]
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return width, height
 
 
-def _boxes(data: bytes, wanted: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _boxes(data: bytes, wanted: bytes, start: int, end: int) -> list[tuple[int, int]]:
     """Bounds of the contents of the boxes of one kind between two offsets (ISO/IEC 14496-12 section 4.2)."""
-    while start + 8 <= end:
+    found: list[tuple[int, int]] = []
+    for _ in range(MAX_STEPS):
+        if start + 8 > end:
+            return found
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
         if size == 1:
@@ -131,5 +140,6 @@ def _boxes(data: bytes, wanted: bytes, start: int, end: int) -> Iterator[tuple[i
         if size < head or start + size > end:
             raise ValueError("a box that does not fit")
         if kind == wanted:
-            yield start + head, start + size
+            found.append((start + head, start + size))
         start += size
+    raise ValueError("too many boxes")

@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+import time
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,13 @@ def test_size_behind_large_metadata_is_found() -> None:
     data = encode("jpeg")
     segments = b"".join(b"\xff\xe1" + struct.pack(">H", 65_535) + bytes(65_533) for _ in range(20))
     assert declared_size(data[:2] + segments + data[2:]) == PHOTO.size
+
+
+def test_files_made_to_be_walked_for_long_are_not() -> None:
+    many = 2_000_000
+    started = time.perf_counter()
+    assert declared_size(b"\xff\xd8" + b"\xff" * many) is None
+    assert declared_size(b"\xff\xd8\xff\xe0\0\2" + b"\xff\xe0\0\2" * many) is None
+    assert declared_size(b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1x" * many) is None
+    assert declared_size(b"\0\0\0\x10ftypavif\0\0\0\0" + b"\0\0\0\x08free" * many) is None
+    assert time.perf_counter() - started < 2
