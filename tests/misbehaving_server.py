@@ -124,6 +124,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.stream(b"HTTP/1.1 200 OK\r\n\r\n" + png("endless"), bytes(1000), pause_s=0.0)
             case ["slow"]:
                 self.stream(b"HTTP/1.1 200 OK\r\n\r\n" + png("slow"), b"x", pause_s=0.05)
+            case ["steady"]:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                for byte in png("steady"):
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.01)
             case ["silent"]:
                 self.stream(b"", b"", pause_s=0.05)
             case ["flood"]:
