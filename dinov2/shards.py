@@ -103,7 +103,10 @@ class ShardReader:
             if shard not in self._files:
                 self._files[shard] = os.open(self._store.local(shard), os.O_RDONLY)
         start = offset - tarfile.BLOCKSIZE
-        if start < 0 or length < 0 or not _is_header(os.pread(self._files[shard], tarfile.BLOCKSIZE, start), row):
+        header = os.pread(self._files[shard], tarfile.BLOCKSIZE, start) if start >= 0 else None
+        if header is not None and len(header) < tarfile.BLOCKSIZE:
+            raise OSError(f"shard {shard} is cut short: it ends before {row['id']} at {offset}")
+        if header is None or not _is_header(header, row):
             raise OSError(f"shard {shard} does not hold {row['id']} at {offset}, {length} bytes long")
         data = os.pread(self._files[shard], length, offset)
         if len(data) != length:

@@ -48,9 +48,9 @@ def test_shard_is_a_tar_that_reads_back_in_any_order(store: Store, tmp_path: Pat
         {"offset": 0},
         {"offset": -512},
         {"offset": 100},
-        {"offset": 1 << 40},
         {"length": 699},
         {"length": -1},
+        {"length": 1 << 60},
         {"id": "0" * 64},
     ],
 )
@@ -72,7 +72,7 @@ def test_shard_that_is_cut_short_gives_what_it_has(store: Store, tmp_path: Path)
     assert [reader.read(row) for row in rows[:3]] == IMAGES[:3]
     with pytest.raises(OSError, match="is cut short: 10 of"):
         reader.read(rows[3])
-    with pytest.raises(OSError, match="does not hold"):
+    with pytest.raises(OSError, match="is cut short: it ends before"):
         reader.read(rows[4])
     reader.close()
 
