@@ -206,7 +206,7 @@ def test_host_is_asked_by_few_and_not_too_often(tmp_path: Path, server: Misbehav
     assert server.most_open == 3
     server.times.clear()
     run_download(tmp_path / "b", records, politeness={"delay_s": 0.05})
-    assert server.times[-1] - server.times[0] > 0.05 * (len(server.times) - 1) - 0.04  # over all: gaps alone would jitter
+    assert server.times[-1] - server.times[0] > 0.05 * (len(server.times) - 1) - 0.04  # single gaps jitter
 
 
 def test_crawl_delay_is_heeded_up_to_the_limit(tmp_path: Path, server: MisbehavingServer) -> None:
