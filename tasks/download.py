@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dinov2.curation import download as images
 from dinov2.curation.download import DownloadParams
-from dinov2.curation.packing import join_blocks, own_part, pack_block
+from dinov2.curation.ownership import join_blocks, own_part, pack_block
 from dinov2.params import InputError
 from dinov2.records import Summary
 from dinov2.store import Store
