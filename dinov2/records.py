@@ -79,31 +79,22 @@ def write_table(path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]]
     return table.num_rows
 
 
-def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
-    """A Parquet file that must hold at least the columns of `schema`, with those types; no row is read.
+def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Rows of a Parquet file that must hold at least the columns of `schema`, with those types.
 
     Raises InputError if the file is absent, cut short, or of another schema.
     """
     try:
-        table = pq.ParquetFile(path)
+        table = pq.read_table(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
     for field in schema:
-        position = table.schema_arrow.get_field_index(field.name)
-        if position < 0 or table.schema_arrow.field(position).type != field.type:
+        position = table.schema.get_field_index(field.name)
+        if position < 0 or table.schema.field(position).type != field.type:
             raise InputError(f"{path} has no column '{field.name}' of type {field.type}; make it again (dvc repro)")
-    return table
-
-
-def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
-    """Rows of a Parquet file that must hold at least the columns of `schema`; raises as `open_table` does."""
-    with open_table(path, schema) as table:
-        try:
-            return table.read(schema.names).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
+    return table.select(schema.names).to_pylist()
 
 
 def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -123,3 +114,21 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """A Parquet file that must hold at least the columns of `schema`, with those types; no row is read.
+
+    Raises InputError if the file is absent, cut short, or of another schema.
+    """
+    try:
+        table = pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
+    for field in schema:
+        position = table.schema_arrow.get_field_index(field.name)
+        if position < 0 or table.schema_arrow.field(position).type != field.type:
+            raise InputError(f"{path} has no column '{field.name}' of type {field.type}; make it again (dvc repro)")
+    return table
