@@ -1,9 +1,9 @@
 """Image records to bytes: those that the crawl itself holds are read, the others are fetched over HTTP.
 
 The work divides twice. Records are read, and at the end packed (ownership.py), in blocks of `records_per_part`; URLs
-are fetched in `num_parts` parts, each with the hosts that are its own. Whatever becomes of a record is a row of FOUND under
-its position, so that no result depends on who fetched what, when, or after how many kills. A part holds its own rows
-in memory, about 1 kB each, and one image at a time.
+are fetched in `num_parts` parts, each with the hosts that are its own. Whatever becomes of a record is a row of FOUND
+under its position, so that no result depends on who fetched what, when, or after how many kills. A part holds its own
+rows in memory, about 1 kB each, and one image at a time.
 """
 
 import logging
