@@ -17,7 +17,12 @@ from typing import Any
 
 from dinov2.store import Store
 
-EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif"}
+EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif", "image/avif": "avif"}
+
+
+def _is_header(block: bytes, row: Mapping[str, Any]) -> bool:
+    """Whether a block of a tar (name from byte 0, size in octal from byte 124) heads the image of a manifest row."""
+    return block.startswith(f"{row['id']}.".encode()) and block[124:136] == f"{row['length']:011o}\0".encode()
 
 
 class ShardWriter:
@@ -88,14 +93,24 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def read(self, row: Mapping[str, Any]) -> bytes:
-        """Bytes of the image of a manifest row. Raises InputError if the blob is absent, OSError if it is cut short."""
-        shard = row["shard"]
+        """Bytes of the image of a manifest row.
+
+        Raises InputError if the blob is absent, OSError if it is cut short or holds something else at that place: the
+        tar header before the image must tell of that id and length.
+        """
+        shard, offset, length = row["shard"], row["offset"], row["length"]
         with self._lock:
             if shard not in self._files:
                 self._files[shard] = os.open(self._store.local(shard), os.O_RDONLY)
-        data = os.pread(self._files[shard], row["length"], row["offset"])
-        if len(data) != row["length"]:
-            raise OSError(f"shard {shard} is cut short: {len(data)} of {row['length']} bytes at {row['offset']}")
+        start = offset - tarfile.BLOCKSIZE
+        header = os.pread(self._files[shard], tarfile.BLOCKSIZE, start) if start >= 0 else None
+        if header is not None and len(header) < tarfile.BLOCKSIZE:
+            raise OSError(f"shard {shard} is cut short: it ends before {row['id']} at {offset}")
+        if header is None or not _is_header(header, row):
+            raise OSError(f"shard {shard} does not hold {row['id']} at {offset}, {length} bytes long")
+        data = os.pread(self._files[shard], length, offset)
+        if len(data) != length:
+            raise OSError(f"shard {shard} is cut short: {len(data)} of {length} bytes at {offset}")
         return data
 
     def close(self) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dinov2.curation.descriptors import store_block
-from dinov2.curation.download import sniff_mime
 from dinov2.curation.params import CopyParams, ThumbnailParams
+from dinov2.curation.sniff import sniff_mime
 from dinov2.curation.sscd import SSCD
 from dinov2.curation.thumbnail import Thumbnails
 from dinov2.data.decode import DecodeError, decode_rgb

@@ -6,15 +6,19 @@ outside ASCII percent-encoded. So "kept once" means what it says. A `file` URL i
 page can point outside it.
 """
 
+import base64
+import binascii
+import hashlib
 import ipaddress
 import re
 from pathlib import Path
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
 MAX_URL_CHARS = 8192  # longer ones are refused: most servers stop there (RFC 9110 asks for at least 8000)
 SHOWN_CHARS = 200  # what of a refused URL is kept in the tables: a data: URI can be megabytes
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+_MIME = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
 _SRCSET_ITEM = re.compile(r"[\s,]*(\S+)")
 _DESCRIPTORS = re.compile(r"(?:[^,(]|\([^)]*\)?)*")
 
@@ -94,6 +98,44 @@ def canonical_host(host: str) -> str:
     if len(name) > 253 or not _HOST.fullmatch(name) or ".." in name:
         raise UrlRefusedError("malformed_url")
     return name
+
+
+def path_and_query(url: str) -> str:
+    """What follows the host in a canonical URL."""
+    parts = urlsplit(url)
+    return f"{parts.path}?{parts.query}" if parts.query else parts.path
+
+
+def decode_data_uri(url: str) -> tuple[str, bytes]:
+    """Type, in lower case and without its parameters, and content of a `data:` URI (RFC 2397, read as browsers do).
+
+    Raises UrlRefusedError with `malformed_data_uri`.
+    """
+    head, comma, body = url.partition(",")
+    if head[:5].lower() != "data:" or not comma:
+        raise UrlRefusedError("malformed_data_uri")
+    mime, *parameters = (part.strip().lower() for part in head[5:].split(";"))
+    try:
+        data = unquote_to_bytes(body.partition("#")[0])
+        if parameters and parameters[-1] == "base64":
+            letters = data.translate(None, b" \t\n\r\f").rstrip(b"=")
+            data = base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
+    except (UnicodeError, binascii.Error) as error:
+        raise UrlRefusedError("malformed_data_uri") from error
+    return mime or "text/plain", data
+
+
+def canonical_data_uri(url: str) -> str:
+    """The one spelling of a `data:` URI: in base64, without parameters; raises as `decode_data_uri` does."""
+    mime, data = decode_data_uri(url)
+    if not _MIME.fullmatch(mime):
+        raise UrlRefusedError("malformed_data_uri")
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def data_uri_name(mime: str, data: bytes) -> str:
+    """What a `data:` image is called once its bytes are stored: `data:image/png;sha256,<hex>`."""
+    return f"data:{mime};sha256,{hashlib.sha256(data).hexdigest()}"
 
 
 def is_refused_domain(url: str, domains: frozenset[str]) -> bool:

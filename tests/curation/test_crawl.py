@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from dinov2.curation.crawl import CrawlParams, CrawlResult, crawl_images, decode_html
-from dinov2.curation.urls import UrlRefusedError, canonical, is_refused_domain, resolve, srcset_urls
+from dinov2.curation.urls import (
+    UrlRefusedError,
+    canonical,
+    canonical_data_uri,
+    decode_data_uri,
+    is_refused_domain,
+    resolve,
+    srcset_urls,
+)
 from dinov2.params import InputError
 
 PARAMS = CrawlParams(refused_domains=["bad.example"], max_page_mb=1.0)
@@ -77,6 +85,30 @@ def test_resolve_refuses_with_reason(reference: str, reason: str) -> None:
     with pytest.raises(UrlRefusedError) as caught:
         resolve(reference, PAGE)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("url", "mime", "data"),
+    [
+        ("data:image/gif;base64,R0lGODlh", "image/gif", b"GIF89a"),
+        ("DATA:Image/GIF;charset=x; BASE64 ,R0lG\nODl h#part", "image/gif", b"GIF89a"),
+        ("data:image/gif;base64,%52%30lGODlhAQ==", "image/gif", b"GIF89a\x01"),
+        ("data:image/svg+xml;utf8,<svg a=','>%20", "image/svg+xml", b"<svg a=','> "),
+        ("data:,", "text/plain", b""),
+    ],
+)
+def test_data_uri_is_decoded_to_one_spelling(url: str, mime: str, data: bytes) -> None:
+    assert decode_data_uri(url) == (mime, data)
+    assert decode_data_uri(canonical_data_uri(url)) == (mime, data)
+    assert canonical_data_uri(canonical_data_uri(url)) == canonical_data_uri(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["data:image/png", "image/png,AA", "data:a/b;base64,A", "data:a/b;base64,*AAA", "data:\xff,"]
+)
+def test_malformed_data_uri_is_refused(url: str) -> None:
+    with pytest.raises(UrlRefusedError, match="malformed_data_uri"):
+        canonical_data_uri(url)
 
 
 def test_file_urls_stay_inside_the_crawl() -> None:
