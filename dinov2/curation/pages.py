@@ -18,6 +18,7 @@ LAZY_SRC = (
     "data-img-src", "data-hi-res-src", "lazy-src", "lazysrc",
 )  # fmt: skip
 SRCSET = ("srcset", "data-srcset", "data-lazy-srcset", "data-original-set", "lazy-srcset")
+MAX_ALT_CHARS = 10_000
 # Python text codecs that are no encodings of web pages, some of them quadratic.
 _NOT_OF_THE_WEB = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "utf-7"}
 _META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
@@ -71,7 +72,8 @@ def image_of(attributes: dict[str, str], sources: list[str]) -> Image:
     references += [url for url in lazy if "/" in url or "." in url]  # others are numbers and names for scripts
     references.append(attributes.get("src", "").strip())
     references.sort(key=lambda url: url[:5].lower() == "data:")
-    return Image([url for url in dict.fromkeys(references) if url], " ".join(attributes.get("alt", "").split()))
+    alt = " ".join(attributes.get("alt", "")[:MAX_ALT_CHARS].split())
+    return Image([url for url in dict.fromkeys(references) if url], alt)
 
 
 def decode_html(data: bytes, charset: str | None) -> str:

@@ -6,9 +6,9 @@ A sitemap is read as far as it is well formed. It must not declare entities, nor
 import gzip
 import zlib
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 from xml.parsers import expat
 
 from dinov2.curation.pages import Image
@@ -119,9 +119,9 @@ def read_list(path: Path) -> Iterator[str]:
             raise DamagedSitemapError(str(error)) from error
 
 
-def _open(path: Path) -> BufferedReader:
+def _open(path: Path) -> BufferedIOBase:
     """A file's bytes, decompressed if it is named so."""
-    return cast(BufferedReader, gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb"))
+    return gzip.GzipFile(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _refuse_doctype(*_: object) -> None:

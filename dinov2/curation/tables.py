@@ -25,7 +25,9 @@ class TableWriter:
         """Append a row."""
         self._rows.append(row)
         self.num_rows += 1
-        self._num_bytes += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
+        for value in row.values():
+            if type(value) is str or type(value) is bytes:
+                self._num_bytes += len(value)
         if len(self._rows) == GROUP_ROWS or self._num_bytes >= GROUP_BYTES:
             self._flush()
 

@@ -20,6 +20,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _MIME = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
 _SRCSET_ITEM = re.compile(r"[\s,]*+(\S++)")
+_DESCRIPTOR = re.compile(r"(\d++(?:\.\d++)?+)([wx])")
 _DESCRIPTORS = re.compile(r"(?:[^,(]++|\([^)]*+\)?+)*+")
 
 
@@ -182,7 +183,7 @@ def _descriptors(text: str) -> tuple[float, float]:
     """Width in pixels (0: none given) and density of a candidate; a descriptor that is no number counts as none."""
     width, density = 0.0, 1.0
     for token in text.split():
-        number = re.fullmatch(r"(\d+(?:\.\d+)?)([wx])", token)
+        number = _DESCRIPTOR.fullmatch(token)
         if number and number.group(2) == "w":
             width = float(number.group(1))
         elif number:
