@@ -74,7 +74,8 @@ def _attributes(rest: str) -> dict[str, str]:
     for match in _ATTRIBUTE.finditer(rest, 0, len(rest) - 1):  # the last character is the `>`
         if match.group(1):
             value = next((group for group in match.groups()[1:] if group is not None), "")
-            found.setdefault(match.group(1).lower(), decode_references(value))
+            name = match.group(1)
+            found.setdefault(name.lower() if name.isascii() else name, decode_references(value))
     return found
 
 

@@ -87,7 +87,7 @@ def decode_html(data: bytes, charset: str | None) -> str:
                 encoding = codecs.lookup(name).name.replace("-", "_")
                 if encoding not in _NOT_OF_THE_WEB:
                     return data.decode("cp1252" if encoding in ("iso8859_1", "ascii") else encoding, errors="replace")
-            except (LookupError, UnicodeError):
+            except (LookupError, ValueError):
                 continue
     try:
         return data.decode("utf-8")
