@@ -6,7 +6,7 @@ Out:   out/records.parquet    IMAGE_RECORDS: URL, page, alternative text, and wh
        out/removed.parquet    REMOVED: every other reference of an <img> with its reason; id is null
 Run:   python -m tasks.crawl --crawl inputs/demo/crawl --out data/crawl
 Parts: groups of `part_mb` of files, read by any number of workers; then one job keeps each URL once
-Cost:  one pass over the files, about 1,000 pages a second and core; then 100 bytes of memory a URL kept
+Cost:  one pass over the files, about 1,000 pages a second and core; then 100 to 200 bytes of memory a URL kept
 """
 
 import json

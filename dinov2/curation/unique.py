@@ -2,7 +2,7 @@
 
 The second half of the crawl: it reads the parts that `crawl.py` made, in order, as if they were one. Opt-outs that only
 the whole crawl tells are honoured here: robots.txt and tdmrep.json of a page's and an image's site, and the headers of
-the image's own answer. Memory grows with the number of URLs kept (about 100 bytes each) and with what sites' rules
+the image's own answer. Memory grows with the number of URLs kept (100 to 200 bytes each) and with what sites' rules
 weigh; everything else is streamed.
 """
 

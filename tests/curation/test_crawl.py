@@ -82,7 +82,8 @@ def test_a_lasting_refusal_in_the_crawl_settles_a_url_unless_it_also_gave_the_im
     write_warc(tmp_path / "a.warc", [Answer(SITE, HTML, tags.encode())])
     answers = {"b": ("404 Not Found", ["gone", "back"]), "c": ("302 Found", ["moved"]), "d": ("429 Slow", ["busy"])}
     for file, (status, names) in {**answers, "e": ("200 OK", ["back"])}.items():
-        write_warc(tmp_path / f"{file}.warc", [Answer(f"{SITE}/{name}.png", "image/png", b"", status) for name in names])
+        found = [Answer(f"{SITE}/{name}.png", "image/png", b"", status) for name in names]
+        write_warc(tmp_path / f"{file}.warc", found)
     assert [record["warc"] for record in crawl(tmp_path).records] == ["b.warc", "e.warc", None, None]
 
 
@@ -140,7 +141,8 @@ def test_a_page_opts_out_with_all_its_images(
 
 
 def test_rules_that_the_crawl_holds_elsewhere_are_honoured(tmp_path: Path) -> None:
-    tags = "".join(f'<img src="{url}">' for url in ("/no/a.jpg", "/tdm/b.jpg", "/c.jpg", "//cdn.example/d.jpg", "e.jpg"))
+    shown = ("/no/a.jpg", "/tdm/b.jpg", "/c.jpg", "//cdn.example/d.jpg", "e.jpg")
+    tags = "".join(f'<img src="{url}">' for url in shown)
     page = Answer(f"{SITE}/p", HTML, tags.encode())
     other = Answer("http://cdn.example/p", HTML, b'<img src="http://third.example/f.jpg">')
     write_warc(tmp_path / "a.warc.gz", [page, other])
@@ -163,7 +165,8 @@ def test_rules_that_the_crawl_holds_elsewhere_are_honoured(tmp_path: Path) -> No
 
 def test_refused_domains_come_from_files_too(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
-    path.write_text("# a hosts file\n0.0.0.0 ads.example  more.example # both\n::1%lo0 localhost\nplain.example\n\n*.w.example\n")
+    lines = "# hosts", "0.0.0.0 ads.example more.example # 2", "::1%lo0 localhost", "plain.example", "", "*.w.example"
+    path.write_text("\n".join(lines))
     file = DomainFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     domains = {"ads.example", "more.example", "localhost", "plain.example", "w.example", "xn--bcher-kva.example"}
     assert refused_domains([".Bücher.example."], [file]) == domains
@@ -204,7 +207,7 @@ def test_truncated_warc_gives_what_came_before(tmp_path: Path, name: str) -> Non
     write_warc(tmp_path / name, pages)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / "c.html").write_text('<img src="http://site.example/after.jpg">')
-    for cut in range(complete_bytes + 1, len(whole) - 16, 7):  # behind are gzip's sums and the line ends after a record
+    for cut in range(complete_bytes + 1, len(whole) - 16, 13):  # gzip's sum and line ends follow
         (tmp_path / name).write_bytes(whole[:cut])
         result = crawl(tmp_path)
         assert result.metrics["damaged_files"] == 1, cut
@@ -212,7 +215,8 @@ def test_truncated_warc_gives_what_came_before(tmp_path: Path, name: str) -> Non
 
 
 def test_corrupt_gzip_is_counted(tmp_path: Path) -> None:
-    write_warc(tmp_path / "a.warc.gz", [Answer(f"{SITE}/{i}", HTML, f'<img src="/{i}.jpg">'.encode()) for i in range(4)])
+    pages = [Answer(f"{SITE}/{i}", HTML, f'<img src="/{i}.jpg">'.encode()) for i in range(4)]
+    write_warc(tmp_path / "a.warc.gz", pages)
     data = bytearray((tmp_path / "a.warc.gz").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 40] = b"\xaa" * 40
     (tmp_path / "a.warc.gz").write_bytes(data)

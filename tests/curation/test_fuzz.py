@@ -1,8 +1,8 @@
 """Parsers and odd input: a few hundred of each, the same every time; and what longer fuzzing once found."""
 
 import pytest
-from fuzz_targets import TARGETS, Target
-from hypothesis import HealthCheck, Phase, given, settings
+from fuzz_targets import TARGETS, UNASKED, Target
+from hypothesis import Phase, given, settings
 
 NUM_EXAMPLES = {"crawl": 20, "files": 60, "page": 100}  # the slow ones under the type checks of the tests
 
@@ -11,7 +11,7 @@ NUM_EXAMPLES = {"crawl": 20, "files": 60, "page": 100}  # the slow ones under th
 def test_parser_bears_odd_input(target: Target) -> None:
     @settings(
         max_examples=NUM_EXAMPLES.get(target.name, 200), derandomize=True, deadline=None, database=None,
-        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate], suppress_health_check=UNASKED,
     )  # fmt: skip
     @given(target.inputs)
     def check(value: object) -> None:
