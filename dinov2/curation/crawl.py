@@ -32,7 +32,6 @@ from dinov2.curation.urls import (
     path_and_query,
     resolve,
     shown,
-    urljoin_checked,
 )
 from dinov2.curation.warc import XML_TYPES, DamagedWarcError, WarcEntry, read_entries, read_metadata
 from dinov2.curation.wat import read_wat_record
@@ -98,11 +97,13 @@ def file_groups(crawl: Path, *, part_mb: int) -> list[list[str]]:
     groups: list[list[str]] = []
     room = 0.0
     for path in list_files(crawl):
-        size = path.stat().st_size
+        name, size = path.relative_to(crawl).as_posix(), path.stat().st_size
+        if name.lower().endswith(WARC_SUFFIXES) and not _is_unicode(name):
+            raise InputError(f"{str(path)!r} is not named in UTF-8, which records can't hold; rename it")
         if not groups or size > room:
             groups.append([])
             room = part_mb * 1e6
-        groups[-1].append(path.relative_to(crawl).as_posix())
+        groups[-1].append(name)
         room -= size
     return groups
 
@@ -118,6 +119,14 @@ def list_files(crawl: Path) -> list[Path]:
         names = ", ".join(f"*{suffix}" for suffix in suffixes)
         raise InputError(f"the crawl {crawl} holds no file named {names}; put pages there")
     return sorted(files, key=lambda path: path.relative_to(crawl).as_posix())
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python keeps bytes that are no UTF-8 as halves of characters
+        return False
+    return True
 
 
 def read_part(files: list[str], params: CrawlParams, *, crawl: Path, out: Path) -> None:
@@ -225,7 +234,7 @@ class _Part:
         base = page_url
         if page.base is not None:
             try:
-                base = canonical(urljoin_checked(page_url, page.base.strip()))
+                base = resolve(page.base, page_url)
             except UrlRefusedError:
                 base = page_url
         for image in page.images:

@@ -95,6 +95,19 @@ def test_html_folder_gives_file_urls(tmp_path: Path) -> None:
     assert result.records[0]["page_url"] == "file:///sub/a%20b.html"
 
 
+def test_a_base_leads_no_page_of_the_web_to_files(tmp_path: Path) -> None:
+    result = crawl_page(tmp_path, '<base href="file:///"><img src="a">', '<base href="http://[/"><img src="b">')
+    assert result.urls == ["http://site.example/dir/a", "http://site.example/dir/b"]
+
+
+def test_file_names_outside_utf8(tmp_path: Path) -> None:
+    (tmp_path / "\udcff.html").write_text('<img src="a.jpg">')
+    assert crawl(tmp_path).records[0]["page_url"] == "file:///%FF.html"
+    (tmp_path / "\udcff.warc").touch()
+    with pytest.raises(InputError, match="is not named in UTF-8"):
+        crawl(tmp_path)
+
+
 def test_wat_sitemaps_and_lists_are_read_beside_pages(tmp_path: Path) -> None:
     links = [{"path": "IMG@/src", "url": "w.jpg", "alt": "from WAT"}, {"path": "A@/href", "url": "no"}]
     answer = {"Response-Message": {"Status": "200"}, "Headers": {}, "HTML-Metadata": {"Head": {}, "Links": links}}
