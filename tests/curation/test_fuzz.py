@@ -1,4 +1,4 @@
-"""Parsers and odd input: a few hundred of each, the same every time; and what longer fuzzing once found."""
+"""Parsers and odd input: a few hundred of each, the same every time. What longer fuzzing found is in their tests."""
 
 import pytest
 from fuzz_targets import TARGETS, UNASKED, Target
