@@ -130,21 +130,3 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
-    """A Parquet file that must hold at least the columns of `schema`, with those types; no row is read.
-
-    Raises InputError if the file is absent, cut short, or of another schema.
-    """
-    try:
-        table = pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
-    for field in schema:
-        position = table.schema_arrow.get_field_index(field.name)
-        if position < 0 or table.schema_arrow.field(position).type != field.type:
-            raise InputError(f"{path} has no column '{field.name}' of type {field.type}; make it again (dvc repro)")
-    return table

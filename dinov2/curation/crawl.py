@@ -1,42 +1,71 @@
-"""Pages to image records: every `<img>` of WARC files and HTML folders, as one absolute URL, each kept once.
+"""Crawl files to candidates: every reference of every `<img>`, with the reason that already rules it out.
 
-Paper section 3, "data sources": image URLs are taken from the `<img>` tags of crawled pages; URLs that are unsafe or
-of restricted domains are dropped. An `<img>` is one image in several sizes, so it gives one URL: the largest candidate
-of its `srcset` that is not refused, or else its `src`; the others are counted too. Where the same crawl holds the
-answer to that URL, the record says in which file and at which offset.
+The first half of the crawl, made in parts of a few files each; `unique.py` then gathers the parts. Here is decided what
+a page alone can tell: its URLs, refused schemes and domains, and the opt-outs that it and its server declare. What the
+crawl says elsewhere is noted for the gathering: the answers that it holds, and the rules of sites (robots.txt,
+tdmrep.json).
 """
 
-import codecs
+import json
 import logging
-import re
+import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Literal
 
+import pyarrow as pa
 from pydantic import Field
-from selectolax.lexbor import LexborHTMLParser
 
+from dinov2.curation.domains import DomainFile, refused_domains
+from dinov2.curation.optout import TDMREP_PATH, OptOutParams, headers_opt_out, meta_opt_out
+from dinov2.curation.pages import Image, Page, decode_html, read_page
+from dinov2.curation.robots import ROBOTS_PATH
+from dinov2.curation.sitemaps import DamagedSitemapError, SitemapParser, read_list, read_sitemap_file
 from dinov2.curation.urls import (
     SHOWN_CHARS,
     UrlRefusedError,
     canonical,
+    canonical_data_uri,
     file_url,
     is_refused_domain,
+    path_and_query,
     resolve,
-    srcset_urls,
-    urljoin_checked,
+    shown,
 )
-from dinov2.curation.warc import DamagedWarcError, WarcEntry, read_entries
+from dinov2.curation.warc import XML_TYPES, DamagedWarcError, WarcEntry, read_entries, read_metadata
+from dinov2.curation.wat import read_wat_record
 from dinov2.params import InputError, Params
 from dinov2.progress import logged
+from dinov2.tables import TableWriter
 
 logger = logging.getLogger(__name__)
 
-HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+WAT_SUFFIXES = (".wat", ".wat.gz")
 WARC_SUFFIXES = (".warc", ".warc.gz")
-# Python text codecs that are no encodings of web pages, some of them quadratic.
-_NOT_OF_THE_WEB = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "utf-7"}
-_META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+SITEMAP_SUFFIXES = (".xml", ".xml.gz")
+LIST_SUFFIXES = ("urls.txt", "urls.txt.gz")
+MAX_REFERENCES = 100  # of one <img>, the largest; the others are counted as too_many_candidates
+
+CANDIDATES = pa.schema(
+    [
+        ("image", pa.int64()),  # number of the <img> within the part
+        ("url", pa.string()),  # canonical; as written, and shortened, where it is no URL
+        ("page_url", pa.string()),
+        ("alt", pa.string()),
+        ("reason", pa.string()),  # why it is dropped; null: nothing on the page speaks against it
+    ]
+)
+ANSWERS = pa.schema(
+    [
+        ("url", pa.string()),
+        ("warc", pa.string()),
+        ("offset", pa.int64()),
+        ("is_body", pa.bool_()),  # false: a lasting refusal
+        ("opt_out", pa.string()),  # by the answer's headers; null for most
+    ]
+)
+SITES = pa.schema([("url", pa.string()), ("status", pa.int32()), ("body", pa.binary())])  # robots.txt, tdmrep.json
 
 
 class CrawlParams(Params):
@@ -44,55 +73,47 @@ class CrawlParams(Params):
 
     refused_domains: list[str]
     """Images of these domains, and of all below them, are dropped."""
+    refused_domain_files: list[DomainFile]
+    """Files with further refused domains."""
+    schemes: list[Literal["http", "https", "data"]]
+    """Images of these are taken; those of `file` only from pages that are files themselves."""
     max_page_mb: Annotated[float, Field(gt=0)]
-    """Megabytes of HTML; larger pages are left out and counted."""
+    """Megabytes of a page (of a WAT record); larger ones are left out and counted."""
+    max_data_uri_kb: Annotated[float, Field(gt=0)]
+    """Kilobytes of an image that is written into the page itself; larger ones are dropped."""
+    user_agent: Annotated[str, Field(min_length=1)]
+    """By this name robots.txt and robots directives may address us; the same as in download."""
+    opt_out: OptOutParams
+    """Which opt-outs are honoured."""
+    part_mb: Annotated[int, Field(gt=0)]
+    """Megabytes of crawl files that one worker reads in one go."""
 
 
-class CrawlResult(NamedTuple):
-    """Rows of IMAGE_RECORDS and REMOVED (one row a URL of an `<img>`, together), and counts."""
+def file_groups(crawl: Path, *, part_mb: int) -> list[list[str]]:
+    """The files of a crawl, by their paths in it, sorted, in groups of `part_mb` megabytes or a single larger file.
 
-    records: list[dict[str, Any]]
-    removed: list[dict[str, Any]]
-    metrics: dict[str, float]
-
-
-class Image(NamedTuple):
-    """What an `<img>` says: references as written, the largest first (none without src and srcset), and its text."""
-
-    references: list[str]
-    alt: str
-
-
-def crawl_images(params: CrawlParams, crawl: Path) -> CrawlResult:
-    """Records of all images that the pages below the folder `crawl` show, in the order of files and pages.
-
-    A file that is cut short or corrupt is named, counted in `damaged_files` and read as far as it goes. Drop reasons:
-    `no_url`, `refused_scheme`, `refused_domain`, `malformed_url`, `smaller_candidate` (another of the same `<img>` was
-    taken), `repeated`.
-    Raises InputError if the folder is absent, holds no WARC or HTML, or gives no image.
+    Raises InputError as `list_files`.
     """
-    collector = _Collector(params)
-    files = list_files(crawl)
-    for path in logged(files, total=len(files), what="crawl: files read", logger=logger):
-        if path.name.lower().endswith(WARC_SUFFIXES):
-            collector.add_warc(path, crawl)
-        else:
-            collector.add_html_file(path, crawl)
-    result = collector.result()
-    if not result.records:
-        raise InputError(
-            f"the crawl {crawl} gives no image: {result.metrics['pages']:.0f} pages in {len(files)} files, "
-            f"{len(result.removed)} <img> dropped; put pages with images there"
-        )
-    return result
+    groups: list[list[str]] = []
+    room = 0.0
+    for path in list_files(crawl):
+        name, size = path.relative_to(crawl).as_posix(), path.stat().st_size
+        if name.lower().endswith(WARC_SUFFIXES) and not _is_unicode(name):
+            raise InputError(f"{str(path)!r} is not named in UTF-8, which records can't hold; rename it")
+        if not groups or size > room:
+            groups.append([])
+            room = part_mb * 1e6
+        groups[-1].append(name)
+        room -= size
+    return groups
 
 
 def list_files(crawl: Path) -> list[Path]:
-    """WARC and HTML files below `crawl`, sorted by path. Raises InputError if there are none."""
+    """Files below `crawl` that are read, sorted by path. Raises InputError if there are none."""
     if not crawl.is_dir():
         what = "is not a folder" if crawl.exists() else "does not exist"
         raise InputError(f"the crawl {crawl} {what}; set inputs.crawl to a folder of WARC or HTML files")
-    suffixes = WARC_SUFFIXES + HTML_SUFFIXES
+    suffixes = WARC_SUFFIXES + WAT_SUFFIXES + HTML_SUFFIXES + SITEMAP_SUFFIXES + LIST_SUFFIXES
     files = [path for path in crawl.rglob("*") if path.name.lower().endswith(suffixes) and path.is_file()]
     if not files:
         names = ", ".join(f"*{suffix}" for suffix in suffixes)
@@ -100,61 +121,71 @@ def list_files(crawl: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(crawl).as_posix())
 
 
-def decode_html(data: bytes, charset: str | None) -> str:
-    """Text of a page: by byte order mark, the server's charset, `<meta>`, UTF-8, or else windows-1252 (as browsers)."""
-    if data.startswith(codecs.BOM_UTF8):
-        return data.decode("utf-8-sig", errors="replace")
-    meta = _META_CHARSET.search(data[:2048])
-    for name in (charset, meta.group(1).decode("ascii", "replace") if meta else None):
-        if name:
-            try:
-                encoding = codecs.lookup(name).name.replace("-", "_")
-                if encoding not in _NOT_OF_THE_WEB:
-                    return data.decode("cp1252" if encoding in ("iso8859_1", "ascii") else encoding, errors="replace")
-            except (LookupError, UnicodeError):
-                continue
+def _is_unicode(name: str) -> bool:
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
+        name.encode()
+    except UnicodeEncodeError:  # Python keeps bytes that are no UTF-8 as halves of characters
+        return False
+    return True
 
 
-def page_images(html: str, page_url: str) -> tuple[str, list[Image]]:
-    """The base URL that references on a page are relative to, and its `<img>` elements in document order."""
-    tree = LexborHTMLParser(html)
-    base = page_url
-    for node in tree.css("base[href]")[:1]:
-        try:
-            base = canonical(urljoin_checked(page_url, (node.attributes.get("href") or "").strip()))
-        except UrlRefusedError:
-            base = page_url
-    images = []
-    for node in tree.css("img"):
-        attributes = node.attributes
-        source = (attributes.get("src") or "").strip()
-        references = [*srcset_urls(attributes.get("srcset") or ""), *([source] if source else [])]
-        images.append(Image(list(dict.fromkeys(references)), " ".join((attributes.get("alt") or "").split())))
-    return base, images
+def read_part(files: list[str], params: CrawlParams, *, crawl: Path, out: Path) -> None:
+    """Write what `files` of the crawl say to the folder `out`: candidates, answers, sites and counts.
+
+    A file that is cut short or corrupt is named, counted in `damaged_files` and read as far as it goes.
+    """
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with _Part(params, crawl, partial) as part:
+        for name in logged(files, total=len(files), what="crawl: files read", logger=logger):
+            part.add_file(name)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
 
 
-class _Collector:
-    """Images of the pages seen so far, and where the crawl holds their answers."""
+class _Part:
+    """The tables of one part, while its files are read."""
 
-    def __init__(self, params: CrawlParams) -> None:
-        self._domains = frozenset(domain.lower().strip(".") for domain in params.refused_domains)
+    def __init__(self, params: CrawlParams, crawl: Path, folder: Path) -> None:
+        self._params = params
+        self._crawl = crawl
+        self._folder = folder
+        self._domains = refused_domains(params.refused_domains, params.refused_domain_files)
         self._max_page_bytes = int(params.max_page_mb * 1e6)
-        self._records: dict[str, dict[str, Any]] = {}
-        self._removed: list[dict[str, Any]] = []
-        self._answers: dict[str, tuple[str, int]] = {}
-        self._refusals: dict[str, tuple[str, int]] = {}
-        self._counts: Counter[str] = Counter(pages=0, damaged_files=0, oversized_pages=0)
+        self._num_images = 0
+        self._counts: Counter[str] = Counter()
+        self._candidates = TableWriter(folder / "candidates.parquet", CANDIDATES)
+        self._answers = TableWriter(folder / "answers.parquet", ANSWERS)
+        self._sites = TableWriter(folder / "sites.parquet", SITES)
 
-    def add_warc(self, path: Path, crawl: Path) -> None:
-        name = path.relative_to(crawl).as_posix()
+    def __enter__(self) -> "_Part":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for table in (self._candidates, self._answers, self._sites):
+            table.close()
+        (self._folder / "counts.json").write_text(json.dumps(self._counts))
+
+    def add_file(self, name: str) -> None:
+        """Read one file of the crawl."""
+        path, kind = self._crawl / name, name.lower()
         try:
-            for entry in read_entries(path, max_html_bytes=self._max_page_bytes):
-                self._add_entry(entry, name)
-        except DamagedWarcError as error:
+            if kind.endswith(WARC_SUFFIXES):
+                for entry in read_entries(path, max_page_bytes=self._max_page_bytes):
+                    self._add_entry(entry, name)
+            elif kind.endswith(WAT_SUFFIXES):
+                for data in read_metadata(path, max_bytes=self._max_page_bytes):
+                    self._add_metadata(data)
+            elif kind.endswith(SITEMAP_SUFFIXES):
+                data, is_damaged = read_sitemap_file(path)
+                self._counts["damaged_files"] += self._add_sitemap(data, file_url(path, self._crawl)) or is_damaged
+            elif kind.endswith(LIST_SUFFIXES):
+                self._add_list(path)
+            else:
+                with path.open("rb") as stream:
+                    self._add_html(stream.read(self._max_page_bytes + 1), None, file_url(path, self._crawl), None)
+        except (DamagedWarcError, DamagedSitemapError, OSError) as error:
             logger.warning("%s is damaged, read as far as it goes: %s", path, error)
             self._counts["damaged_files"] += 1
 
@@ -164,60 +195,103 @@ class _Collector:
         except UrlRefusedError:
             self._counts["responses_without_url"] += 1
             return
-        known = self._answers if entry.status == 200 else self._refusals
-        known.setdefault(url, (name, entry.offset))
-        if entry.html is not None:
-            self._add_page(entry.html, entry.charset, url)
+        rule = headers_opt_out(entry.headers, self._params.opt_out, self._params.user_agent)
+        if entry.settles:
+            row = {"warc": name, "offset": entry.offset, "is_body": entry.status == 200, "opt_out": rule}
+            self._answers.add({"url": url, **row})
+        if path_and_query(url) in (ROBOTS_PATH, TDMREP_PATH):
+            self._sites.add({"url": url, "status": entry.status, "body": entry.body})
+        elif entry.body is not None and entry.mime in XML_TYPES:
+            self._counts["damaged_sitemaps"] += self._add_sitemap(entry.body, url)
+        elif entry.body is not None:
+            self._add_html(entry.body, entry.charset, url, rule)
 
-    def add_html_file(self, path: Path, crawl: Path) -> None:
-        try:
-            with path.open("rb") as stream:
-                data = stream.read(self._max_page_bytes + 1)
-        except OSError as error:
-            logger.warning("%s can't be read, left out: %s", path, error.strerror)
-            self._counts["damaged_files"] += 1
+    def _add_metadata(self, data: bytes) -> None:
+        if len(data) > self._max_page_bytes:
+            self._counts["oversized_pages"] += 1
             return
-        self._add_page(data, None, file_url(path, crawl))
+        try:
+            found = read_wat_record(data)
+            url = canonical(found.url) if found else ""
+        except ValueError:
+            self._counts["malformed_wat_records"] += 1
+            return
+        if found:
+            rule = headers_opt_out(found.headers, self._params.opt_out, self._params.user_agent)
+            self._add_page(found.page, url, rule)
 
-    def _add_page(self, data: bytes, charset: str | None, page_url: str) -> None:
+    def _add_html(self, data: bytes, charset: str | None, page_url: str, rule: str | None) -> None:
         if len(data) > self._max_page_bytes:
             logger.warning("page %s is larger than max_page_mb, left out", page_url)
             self._counts["oversized_pages"] += 1
             return
+        self._add_page(read_page(decode_html(data, charset)), page_url, rule)
+
+    def _add_page(self, page: Page, page_url: str, rule: str | None) -> None:
         self._counts["pages"] += 1
-        base, images = page_images(decode_html(data, charset), page_url)
-        for image in images:
-            self._add_image(image, base, page_url)
-
-    def _add_image(self, image: Image, base: str, page_url: str) -> None:
-        if not image.references:
-            self._remove(None, "no_url")
-        is_taken = False
-        for reference in image.references:
+        rule = rule or meta_opt_out(page.metas, self._params.opt_out, self._params.user_agent)
+        self._counts["opted_out_pages"] += rule is not None
+        base = page_url
+        if page.base is not None:
             try:
-                url = resolve(reference, base)
-            except UrlRefusedError as error:
-                self._remove(reference[:SHOWN_CHARS], error.reason)
-                continue
-            if is_refused_domain(url, self._domains):
-                self._remove(url, "refused_domain")
-                continue
-            if is_taken or url in self._records:
-                self._remove(url, "smaller_candidate" if is_taken else "repeated")
-            else:
-                record = {"url": url, "page_url": page_url, "alt": image.alt, "warc": None, "warc_offset": None}
-                self._records[url] = record
-            is_taken = True
+                base = resolve(page.base, page_url)
+            except UrlRefusedError:
+                base = page_url
+        for image in page.images:
+            self._add_image(image, base, page_url, f"page_{rule}" if rule else None)
 
-    def _remove(self, url: str | None, reason: str) -> None:
-        self._removed.append({"id": None, "url": url, "reason": reason, "witness_id": None, "cosine": None})
+    def _add_sitemap(self, data: bytes, url: str) -> bool:
+        """Add the images of a sitemap; whether it is damaged."""
+        parser = SitemapParser()
+        is_damaged = False
+        try:
+            parser.read(data)
+        except DamagedSitemapError as error:
+            logger.warning("sitemap %s is damaged, read as far as it goes: %s", url, error)
+            is_damaged = True
+        found = parser.sitemap
+        self._counts["sitemaps"] += 1
+        self._counts["pages_in_sitemaps"] += found.num_pages
+        self._counts["sitemaps_in_indexes"] += found.num_sitemaps
+        for page, image in found.images:
+            try:
+                page_url = resolve(page, url)
+            except UrlRefusedError:
+                page_url = url
+            self._add_image(image, url, page_url, None)
+        return is_damaged
 
-    def result(self) -> CrawlResult:
-        for url, record in self._records.items():
-            nowhere = (None, None)
-            record["warc"], record["warc_offset"] = self._answers.get(url, self._refusals.get(url, nowhere))
-        in_warc = sum(record["warc"] is not None for record in self._records.values())
-        metrics = {**self._counts, "images_in_warc": in_warc}
-        return CrawlResult(
-            list(self._records.values()), self._removed, {key: float(value) for key, value in sorted(metrics.items())}
-        )
+    def _add_list(self, path: Path) -> None:
+        url = file_url(path, self._crawl)
+        self._counts["lists"] += 1
+        for reference in read_list(path):
+            self._add_image(Image([reference], ""), url, url, None)
+
+    def _add_image(self, image: Image, base: str, page_url: str, rule: str | None) -> None:
+        about = {"image": self._num_images, "page_url": page_url, "alt": image.alt}
+        self._num_images += 1
+        if not image.references:
+            self._candidates.add({**about, "url": None, "reason": "no_url"})
+        for reference in image.references[:MAX_REFERENCES]:
+            url, reason = self._url_of(reference, base)
+            if reason is None and rule:
+                url, reason = shown(url), rule
+            elif reason is None and is_refused_domain(url, self._domains):
+                reason = "refused_domain"
+            self._candidates.add({**about, "url": url, "reason": rule or reason})
+        for reference in image.references[MAX_REFERENCES:]:
+            self._candidates.add({**about, "url": reference[:SHOWN_CHARS], "reason": "too_many_candidates"})
+
+    def _url_of(self, reference: str, base: str) -> tuple[str, str | None]:
+        """The canonical URL of a reference; or as much of it as is listed, and the reason why it has none."""
+        is_data = reference[:5].lower() == "data:"
+        try:
+            if is_data and "data" in self._params.schemes:
+                if len(reference) > self._params.max_data_uri_kb * 1e3:
+                    return reference[:SHOWN_CHARS], "too_large"
+                return canonical_data_uri(reference), None
+            url = resolve(reference, base)
+        except UrlRefusedError as error:
+            return reference[:SHOWN_CHARS], error.reason
+        is_allowed = url.startswith("file:") or url.partition(":")[0] in self._params.schemes
+        return url, None if is_allowed else "refused_scheme"

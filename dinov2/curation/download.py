@@ -16,7 +16,7 @@ from pydantic import Field
 
 from dinov2.curation.answer import HttpParams, NoImageError
 from dinov2.curation.client import host_of
-from dinov2.curation.exchange import give, read_range, take
+from dinov2.curation.exchange import give, take
 from dinov2.curation.fetch import Limits, Wanted, fetch_all, host_part
 from dinov2.curation.fetch_log import Body, Failure, FetchLog, Moved, judge
 from dinov2.curation.optout import OptOutParams
@@ -24,7 +24,8 @@ from dinov2.curation.politeness import PolitenessParams
 from dinov2.curation.urls import UrlRefusedError, canonical, decode_data_uri, local_path
 from dinov2.curation.warc import DamagedWarcError, read_answer
 from dinov2.params import InputError, Params
-from dinov2.records import IMAGE_RECORDS, open_table
+from dinov2.records import IMAGE_RECORDS
+from dinov2.tables import open_table, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ def num_host_parts(params: DownloadParams) -> int:
 def read_block(block: int, params: DownloadParams, records: Path) -> list[dict[str, Any]]:
     """The records of one block."""
     start = block * params.records_per_part
-    with open_table(records, IMAGE_RECORDS) as table:
-        return read_range(table, IMAGE_RECORDS.names, start, start + params.records_per_part)
+    return read_rows(records, IMAGE_RECORDS, start, start + params.records_per_part)
 
 
 def look_up_block(block: int, params: DownloadParams, *, records: Path, crawl: Path, work: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 
 def give(
@@ -43,26 +42,3 @@ def take(paths: Iterable[Path], taker: int) -> list[tuple[Any, ...]]:
             batch = reader.get_batch(taker)
         rows.extend(zip(*(column.to_pylist() for column in batch.columns), strict=True))
     return sorted(rows, key=lambda row: row[0])
-
-
-def read_range(table: pq.ParquetFile, names: list[str], start: int, stop: int) -> list[dict[str, Any]]:
-    """Rows `start` to `stop` of a Parquet file; only the row groups that hold them are read."""
-    rows: list[dict[str, Any]] = []
-    first = 0
-    for group in range(table.num_row_groups):
-        end = first + table.metadata.row_group(group).num_rows
-        if first < stop and start < end:
-            part = table.read_row_group(group, columns=names)
-            rows += part.slice(max(0, start - first), min(stop, end) - max(start, first)).to_pylist()
-        first = end
-    return rows
-
-
-def join_tables(path: Path, schema: pa.Schema, parts: Iterable[Path]) -> None:
-    """Write the rows of the Parquet files `parts` into one, in order, a part at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with pq.ParquetWriter(temporary, schema) as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part))
-    temporary.replace(path)

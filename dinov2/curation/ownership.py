@@ -22,12 +22,13 @@ from dinov2.curation.download import (
     read_block,
     read_held,
 )
-from dinov2.curation.exchange import give, join_tables, take
+from dinov2.curation.exchange import give, take
 from dinov2.curation.urls import SHOWN_CHARS, UrlRefusedError, data_uri_name, decode_data_uri
 from dinov2.params import InputError
 from dinov2.records import MANIFEST, REMOVED, write_table
 from dinov2.shards import ShardWriter
 from dinov2.store import Store
+from dinov2.tables import join_tables
 
 OPT_OUTS = ("robots_txt", "tdm_", "x_robots_tag_")  # how such reasons begin: no failure
 
@@ -98,8 +99,8 @@ def join_blocks(params: DownloadParams, *, records: Path, work: Path, out: Path)
         num_bytes += sum(kept["length"].to_pylist())
     num_records = num_kept + sum(dropped.values())
     _check_share(dropped, num_records, params)
-    join_tables(out / "manifest.parquet", MANIFEST, manifests)
-    join_tables(out / "removed.parquet", REMOVED, removals)
+    join_tables(manifests, MANIFEST, out / "manifest.parquet")
+    join_tables(removals, REMOVED, out / "removed.parquet")
     return Totals(num_records, num_kept, dict(sorted(dropped.items())), num_bytes, list(shards))
 
 

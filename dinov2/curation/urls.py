@@ -19,8 +19,9 @@ SHOWN_CHARS = 200  # what of a refused URL is kept in the tables: a data: URI ca
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _MIME = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
-_SRCSET_ITEM = re.compile(r"[\s,]*(\S+)")
-_DESCRIPTORS = re.compile(r"(?:[^,(]|\([^)]*\)?)*")
+_SRCSET_ITEM = re.compile(r"[\s,]*+(\S++)")
+_DESCRIPTOR = re.compile(r"(\d++(?:\.\d++)?+)([wx])")
+_DESCRIPTORS = re.compile(r"(?:[^,(]++|\([^)]*+\)?+)*+")
 
 
 class UrlRefusedError(ValueError):
@@ -138,6 +139,11 @@ def data_uri_name(mime: str, data: bytes) -> str:
     return f"data:{mime};sha256,{hashlib.sha256(data).hexdigest()}"
 
 
+def shown(url: str) -> str:
+    """How a canonical URL that is not taken is listed: a `data:` URI, which can be long, by its name."""
+    return data_uri_name(*decode_data_uri(url)) if url.startswith("data:") else url
+
+
 def is_refused_domain(url: str, domains: frozenset[str]) -> bool:
     """Whether the host of the canonical `url` is one of `domains` or stands below one."""
     labels = (urlsplit(url).hostname or "").split(".")
@@ -154,8 +160,8 @@ def file_url(path: Path, crawl: Path) -> str:
     return "file:///" + quote(path.relative_to(crawl).as_posix().encode("utf-8", "surrogateescape"), safe="/")
 
 
-def srcset_urls(srcset: str) -> list[str]:
-    """URLs of the candidates of an `srcset` (HTML standard 4.8.4.3), the largest first: most `w`, else most `x`."""
+def srcset_candidates(srcset: str) -> list[tuple[float, float, str]]:
+    """Width in pixels (0: none given), density and URL of the candidates of an `srcset` (HTML standard 4.8.4.3)."""
     found: list[tuple[float, float, str]] = []
     position = 0
     while match := _SRCSET_ITEM.match(srcset, position):
@@ -169,15 +175,15 @@ def srcset_urls(srcset: str) -> list[str]:
             position = descriptors.end()
             width, density = _descriptors(descriptors.group())
         if url:
-            found.append((-width, -density, url))
-    return [url for _, _, url in sorted(found, key=lambda candidate: candidate[:2])]
+            found.append((width, density, url))
+    return found
 
 
 def _descriptors(text: str) -> tuple[float, float]:
     """Width in pixels (0: none given) and density of a candidate; a descriptor that is no number counts as none."""
     width, density = 0.0, 1.0
     for token in text.split():
-        number = re.fullmatch(r"(\d+(?:\.\d+)?)([wx])", token)
+        number = _DESCRIPTOR.fullmatch(token)
         if number and number.group(2) == "w":
             width = float(number.group(1))
         elif number:

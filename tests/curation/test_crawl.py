@@ -1,165 +1,34 @@
-"""The crawl: every `<img>` accounted for, URLs brought to one spelling, damaged files read as far as they go."""
+"""The crawl: every reference accounted for, each URL once, opt-outs honoured, damaged files read as far as they go."""
 
 import gzip
+import hashlib
+import json
+import time
 from pathlib import Path
 
 import pytest
+from crawls import HTML, OPT_OUT, PARAMS, Answer, crawl, crawl_page, write_warc
 
-from dinov2.curation.crawl import CrawlParams, CrawlResult, crawl_images, decode_html
-from dinov2.curation.urls import (
-    UrlRefusedError,
-    canonical,
-    canonical_data_uri,
-    decode_data_uri,
-    is_refused_domain,
-    resolve,
-    srcset_urls,
-)
+from dinov2.curation.crawl import file_groups
+from dinov2.curation.domains import DomainFile, refused_domains
 from dinov2.params import InputError
 
-PARAMS = CrawlParams(refused_domains=["bad.example"], max_page_mb=1.0)
-PAGE = "http://site.example/dir/page.html"
-HTML = "text/html; charset=utf-8"
+SITE = "http://site.example"
+GIF = "data:image/gif;base64,R0lGODlh"
+GIF_NAME = f"data:image/gif;sha256,{hashlib.sha256(b'GIF89a').hexdigest()}"
 
 
-def write_warc(path: Path, answers: list[tuple[str, str, bytes]], status: str = "200 OK") -> None:
-    """A WARC of (URL, content type, body), one gzip member a record where the name says so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        for url, mime, body in answers:
-            http = f"HTTP/1.1 {status}\r\nContent-Type: {mime}\r\n\r\n".encode() + body
-            head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Length: {len(http)}\r\n"
-            record = f"{head}Content-Type: application/http; msgtype=response\r\n\r\n".encode() + http + b"\r\n\r\n"
-            stream.write(gzip.compress(record) if path.suffix == ".gz" else record)
-
-
-def crawl_pages(folder: Path, *pages: str) -> CrawlResult:
-    answers = [(PAGE.replace("page", f"page{i}"), HTML, page.encode()) for i, page in enumerate(pages)]
-    write_warc(folder / "a.warc.gz", answers)
-    return crawl_images(PARAMS, folder)
-
-
-def urls(result: CrawlResult) -> list[str]:
-    return [record["url"] for record in result.records]
-
-
-def reasons(result: CrawlResult) -> list[str]:
-    return [row["reason"] for row in result.removed]
-
-
-@pytest.mark.parametrize(
-    ("reference", "expected"),
-    [
-        ("a.jpg", "http://site.example/dir/a.jpg"),
-        ("../a.jpg#top", "http://site.example/a.jpg"),
-        ("//CDN.Example.:80/x y.jpg", "http://cdn.example/x%20y.jpg"),
-        (" \n/a\n.jpg ", "http://site.example/a.jpg"),
-        ("img\\a.jpg?p=\\", "http://site.example/dir/img/a.jpg?p=%5C"),
-        ("https://h.example/a/../b?q=ä", "https://h.example/b?q=%C3%A4"),
-        ("http://bücher.example/ü.jpg", "http://xn--bcher-kva.example/%C3%BC.jpg"),
-        ("http://[::1]:8080/a", "http://[::1]:8080/a"),
-    ],
-)
-def test_resolve_gives_one_spelling(reference: str, expected: str) -> None:
-    assert resolve(reference, PAGE) == expected
-    assert canonical(expected) == expected
-
-
-@pytest.mark.parametrize(
-    ("reference", "reason"),
-    [
-        ("data:image/png;base64,AA==", "refused_scheme"),
-        ("javascript:alert(1)", "refused_scheme"),
-        ("file:///etc/passwd", "refused_scheme"),
-        ("ftp://h.example/a.jpg", "refused_scheme"),
-        ("http://[broken/a.jpg", "malformed_url"),
-        ("http://h.example:99999/a.jpg", "malformed_url"),
-        ("http://user:secret@h.example/a.jpg", "malformed_url"),
-        ("http://a..b/a.jpg", "malformed_url"),
-        ("a\ufffd.jpg", "malformed_url"),
-        ("a" * 9000, "malformed_url"),
-        ("", "malformed_url"),
-    ],
-)
-def test_resolve_refuses_with_reason(reference: str, reason: str) -> None:
-    with pytest.raises(UrlRefusedError) as caught:
-        resolve(reference, PAGE)
-    assert caught.value.reason == reason
-
-
-@pytest.mark.parametrize(
-    ("url", "mime", "data"),
-    [
-        ("data:image/gif;base64,R0lGODlh", "image/gif", b"GIF89a"),
-        ("DATA:Image/GIF;charset=x; BASE64 ,R0lG\nODl h#part", "image/gif", b"GIF89a"),
-        ("data:image/gif;base64,%52%30lGODlhAQ==", "image/gif", b"GIF89a\x01"),
-        ("data:image/svg+xml;utf8,<svg a=','>%20", "image/svg+xml", b"<svg a=','> "),
-        ("data:,", "text/plain", b""),
-    ],
-)
-def test_data_uri_is_decoded_to_one_spelling(url: str, mime: str, data: bytes) -> None:
-    assert decode_data_uri(url) == (mime, data)
-    assert decode_data_uri(canonical_data_uri(url)) == (mime, data)
-    assert canonical_data_uri(canonical_data_uri(url)) == canonical_data_uri(url)
-
-
-@pytest.mark.parametrize(
-    "url", ["data:image/png", "image/png,AA", "data:a/b;base64,A", "data:a/b;base64,*AAA", "data:\xff,"]
-)
-def test_malformed_data_uri_is_refused(url: str) -> None:
-    with pytest.raises(UrlRefusedError, match="malformed_data_uri"):
-        canonical_data_uri(url)
-
-
-def test_file_urls_stay_inside_the_crawl() -> None:
-    assert resolve("../../../etc/passwd", "file:///pages/a.html") == "file:///etc/passwd"  # rooted at the crawl
-    for reference in ("%2e%2e/secret", "file://host/share"):
-        with pytest.raises(UrlRefusedError, match="malformed_url"):
-            resolve(reference, "file:///pages/a.html")
-
-
-@pytest.mark.parametrize(
-    ("srcset", "largest"),
-    [
-        ("a.jpg 100w,b.jpg 300w, c.jpg 200w", "b.jpg"),
-        ("a.jpg, b.jpg 2x", "b.jpg"),
-        ("data:image/png;base64,AA== 1x, b.jpg 2x", "b.jpg"),
-        ("a,b.jpg 2x, c.jpg", "a,b.jpg"),
-        ("a.jpg -2x, b.jpg (x, y) 3x, c.jpg 2x", "b.jpg"),
-        ("a.jpg 1x, b.jpg 1x", "a.jpg"),
-        (" ,, ", None),
-    ],
-)
-def test_srcset_largest_first(srcset: str, largest: str | None) -> None:
-    assert next(iter(srcset_urls(srcset)), None) == largest
-
-
-def test_the_largest_url_that_is_not_refused_is_taken(tmp_path: Path) -> None:
-    result = crawl_pages(
-        tmp_path, '<img src="b.jpg" srcset="//bad.example/a.jpg 3x, data:image/gif;base64,R0 2x">'
-    )
-    assert urls(result) == ["http://site.example/dir/b.jpg"]
-    assert reasons(result) == ["refused_domain", "refused_scheme"]
-
-
-def test_refused_domain_covers_subdomains_only() -> None:
-    domains = frozenset({"bad.example"})
-    assert is_refused_domain("http://img.bad.example/x", domains)
-    assert is_refused_domain("http://bad.example:8080/x", domains)
-    assert not is_refused_domain("http://notbad.example/x", domains)
-
-
-def test_every_img_is_kept_or_dropped_with_reason(tmp_path: Path) -> None:
+def test_every_reference_is_kept_or_dropped_with_reason(tmp_path: Path) -> None:
     page = (
         '<base href="http://cdn.example/b/"><img src="a.jpg" alt=" A \n dog ">'
-        '<img src="s.jpg" srcset="m.jpg 200w, l.jpg 400w"><img src="data:image/gif;base64,R0"><img alt="none">'
+        '<img src="s.jpg" srcset="m.jpg 200w, l.jpg 400w"><img src="javascript:x"><img alt="none">'
         '<img src="http://x.bad.example/p.jpg"><img src="http://[/"><img src="/b/a.jpg">'
     )
-    result = crawl_pages(tmp_path, page, '<img src="http://cdn.example/b/a.jpg" alt="later">')
-    assert urls(result) == ["http://cdn.example/b/a.jpg", "http://cdn.example/b/l.jpg"]
+    result = crawl_page(tmp_path, page, '<img src="http://cdn.example/b/a.jpg" alt="later">')
+    assert result.urls == ["http://cdn.example/b/a.jpg", "http://cdn.example/b/l.jpg"]
     assert result.records[0]["alt"] == "A dog"
     assert result.records[0]["page_url"] == "http://site.example/dir/page0.html"
-    assert reasons(result) == ["smaller_candidate"] * 2 + [
+    assert result.reasons == ["smaller_candidate"] * 2 + [
         "refused_scheme",
         "no_url",
         "refused_domain",
@@ -171,12 +40,36 @@ def test_every_img_is_kept_or_dropped_with_reason(tmp_path: Path) -> None:
     assert result.metrics["pages"] == 2
 
 
+def test_the_largest_url_that_is_not_refused_is_taken(tmp_path: Path) -> None:
+    result = crawl_page(tmp_path, f'<img src="b.jpg" srcset="//bad.example/a.jpg 3x, {GIF} 2x">')
+    assert result.urls == ["http://site.example/dir/b.jpg"]
+    assert [(row["url"], row["reason"]) for row in result.removed] == [
+        ("http://bad.example/a.jpg", "refused_domain"),
+        (GIF_NAME, "smaller_candidate"),
+    ]
+
+
+def test_data_uris_are_images_of_limited_size(tmp_path: Path) -> None:
+    same = GIF.replace("data:image/gif;", "DATA:image/GIF;x=y;")
+    large = "data:image/png;base64," + "A" * 1000
+    result = crawl_page(tmp_path, f'<img src="{GIF}"><img src="{same}"><img src="{large}"><img src="data:image/png,%">')
+    assert result.urls == [GIF, "data:image/png;base64,JQ=="]
+    assert result.removed[0]["url"] == GIF_NAME
+    assert result.reasons == ["repeated", "too_large"]
+    assert crawl_page(tmp_path, f'<img src="{GIF}"><img src=a>', schemes=["http"]).reasons == ["refused_scheme"]
+
+
+def test_schemes_are_those_of_the_params(tmp_path: Path) -> None:
+    result = crawl_page(tmp_path, '<img src="a.jpg"><img src="https://a.example/b.jpg">', schemes=["https"])
+    assert (result.urls, result.reasons) == (["https://a.example/b.jpg"], ["refused_scheme"])
+
+
 @pytest.mark.parametrize("name", ["x/a.warc.gz", "x/a.warc"])
 def test_answers_in_the_warc_are_found(tmp_path: Path, name: str) -> None:
-    answers = [(PAGE, HTML, b'<img src="/1.png"><img src="/2.png"><img src="/3.png">')]
-    answers += [(f"http://site.example/{i}.png", "image/png", b"image" * i) for i in (1, 2)]
+    answers = [Answer(SITE, HTML, b'<img src="/1.png"><img src="/2.png"><img src="/3.png">')]
+    answers += [Answer(f"{SITE}/{i}.png", "image/png", b"image" * i) for i in (1, 2)]
     write_warc(tmp_path / name, answers)
-    result = crawl_images(PARAMS, tmp_path)
+    result = crawl(tmp_path)
     assert [record["warc"] for record in result.records] == [name, name, None]
     data = (tmp_path / name).read_bytes()
     for record in result.records[:2]:
@@ -186,69 +79,191 @@ def test_answers_in_the_warc_are_found(tmp_path: Path, name: str) -> None:
 
 def test_a_lasting_refusal_in_the_crawl_settles_a_url_unless_it_also_gave_the_image(tmp_path: Path) -> None:
     tags = "".join(f'<img src="/{name}.png">' for name in ("gone", "back", "moved", "busy"))
-    write_warc(tmp_path / "a.warc", [(PAGE, HTML, tags.encode())])
+    write_warc(tmp_path / "a.warc", [Answer(SITE, HTML, tags.encode())])
     answers = {"b": ("404 Not Found", ["gone", "back"]), "c": ("302 Found", ["moved"]), "d": ("429 Slow", ["busy"])}
     for file, (status, names) in {**answers, "e": ("200 OK", ["back"])}.items():
-        found = [(f"http://site.example/{name}.png", "image/png", b"") for name in names]
-        write_warc(tmp_path / f"{file}.warc", found, status)
-    assert [record["warc"] for record in crawl_images(PARAMS, tmp_path).records] == ["b.warc", "e.warc", None, None]
+        found = [Answer(f"{SITE}/{name}.png", "image/png", b"", status) for name in names]
+        write_warc(tmp_path / f"{file}.warc", found)
+    assert [record["warc"] for record in crawl(tmp_path).records] == ["b.warc", "e.warc", None, None]
 
 
 def test_html_folder_gives_file_urls(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a b.html").write_text('<img src="x y.jpg"><img src="http://site.example/z.jpg">')
-    result = crawl_images(PARAMS, tmp_path)
-    assert urls(result) == ["file:///sub/x%20y.jpg", "http://site.example/z.jpg"]
+    result = crawl(tmp_path)
+    assert result.urls == ["file:///sub/x%20y.jpg", "http://site.example/z.jpg"]
     assert result.records[0]["page_url"] == "file:///sub/a%20b.html"
 
 
+def test_a_base_leads_no_page_of_the_web_to_files(tmp_path: Path) -> None:
+    result = crawl_page(tmp_path, '<base href="file:///"><img src="a">', '<base href="http://[/"><img src="b">')
+    assert result.urls == ["http://site.example/dir/a", "http://site.example/dir/b"]
+
+
+def test_file_names_outside_utf8(tmp_path: Path) -> None:
+    (tmp_path / "\udcff.html").write_text('<img src="a.jpg">')
+    assert crawl(tmp_path).records[0]["page_url"] == "file:///%FF.html"
+    (tmp_path / "\udcff.warc").touch()
+    with pytest.raises(InputError, match="is not named in UTF-8"):
+        crawl(tmp_path)
+
+
+def test_wat_sitemaps_and_lists_are_read_beside_pages(tmp_path: Path) -> None:
+    links = [{"path": "IMG@/src", "url": "w.jpg", "alt": "from WAT"}, {"path": "A@/href", "url": "no"}]
+    answer = {"Response-Message": {"Status": "200"}, "Headers": {}, "HTML-Metadata": {"Head": {}, "Links": links}}
+    about = {"WARC-Target-URI": f"{SITE}/dir/", "WARC-Type": "response"}
+    envelope = {"WARC-Header-Metadata": about, "Payload-Metadata": {"HTTP-Response-Metadata": answer}}
+    wat = [json.dumps({"Envelope": envelope}).encode(), b"junk", b'{"Envelope": []}', b"[" * 100_000]
+    write_warc(tmp_path / "a.warc.wat.gz", [Answer(SITE, "application/json", data, kind="metadata") for data in wat])
+    sitemap = f"<urlset><url><image><loc>{SITE}/s.jpg</loc></image><loc>{SITE}/p</loc></url></urlset>".encode()
+    (tmp_path / "b.xml.gz").write_bytes(gzip.compress(sitemap))
+    (tmp_path / "c-urls.txt").write_text(f"# list\n{SITE}/l.jpg\n\nl2.jpg\n")
+    write_warc(tmp_path / "d.warc", [Answer(f"{SITE}/map", "text/xml", sitemap.replace(b"s.jpg", b"s2.jpg"))])
+    result = crawl(tmp_path)
+    names = {record["url"]: record["page_url"] for record in result.records}
+    assert names == {
+        f"{SITE}/dir/w.jpg": f"{SITE}/dir/",
+        f"{SITE}/s.jpg": f"{SITE}/p",
+        f"{SITE}/l.jpg": "file:///c-urls.txt",
+        "file:///l2.jpg": "file:///c-urls.txt",
+        f"{SITE}/s2.jpg": f"{SITE}/p",
+    }
+    assert result.records[0]["alt"] == "from WAT"
+    expected = {"pages": 1, "malformed_wat_records": 2, "sitemaps": 2, "pages_in_sitemaps": 2, "lists": 1}
+    assert {name: result.metrics[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("headers", "head", "reason"),
+    [
+        ([("X-Robots-Tag", "noai")], "", "page_x_robots_tag_noai"),
+        ([("TDM-Reservation", "1")], "", "page_tdm_header"),
+        ([], '<meta name="robots" content="noimageai, nofollow">', "page_meta_robots_noimageai"),
+        ([], '<meta name="tdm-reservation" content="1">', "page_tdm_meta"),
+    ],
+)
+def test_a_page_opts_out_with_all_its_images(
+    tmp_path: Path, headers: list[tuple[str, str]], head: str, reason: str
+) -> None:
+    body = f'{head}<img src="/a.jpg" srcset="b.jpg 2x"><img src="{GIF}">'
+    result = crawl_page(tmp_path, body, headers=headers)
+    assert (result.urls, result.reasons) == ([], [reason] * 3)
+    assert result.metrics["opted_out_pages"] == 1
+    nobody = OPT_OUT.model_copy(update={"directives": [], "tdm_reservation": False})
+    assert len(crawl_page(tmp_path, body, headers=headers, opt_out=nobody).urls) == 2
+
+
+def test_rules_that_the_crawl_holds_elsewhere_are_honoured(tmp_path: Path) -> None:
+    shown = ("/no/a.jpg", "/tdm/b.jpg", "/c.jpg", "//cdn.example/d.jpg", "e.jpg")
+    tags = "".join(f'<img src="{url}">' for url in shown)
+    page = Answer(f"{SITE}/p", HTML, tags.encode())
+    other = Answer("http://cdn.example/p", HTML, b'<img src="http://third.example/f.jpg">')
+    write_warc(tmp_path / "a.warc.gz", [page, other])
+    assert len(crawl(tmp_path).urls) == 6
+    rules = [
+        Answer(f"{SITE}/robots.txt", "text/plain", b"User-agent: pipeline-bot\nDisallow: /no/\n"),
+        Answer(f"{SITE}/robots.txt", "text/plain", b"User-agent: *\nAllow: /\n"),
+        Answer(f"{SITE}/.well-known/tdmrep.json", "application/json", b'[{"location":"/tdm/","tdm-reservation":1}]'),
+        Answer("http://cdn.example/robots.txt", "text/html", b"broken", "503 Busy"),
+        Answer("http://third.example/robots.txt", "text/plain", b"User-agent: *\nDisallow: /", "404 Not Found"),
+        Answer(f"{SITE}/c.jpg", "image/jpeg", b"jpeg", headers=[("X-Robots-Tag", "otherbot: none, *: noimageai")]),
+    ]
+    write_warc(tmp_path / "z.warc.gz", rules)
+    result = crawl(tmp_path)
+    assert result.urls == [f"{SITE}/e.jpg"]
+    assert result.reasons == ["robots_txt", "tdm_file", "x_robots_tag_noimageai", "robots_txt", "page_robots_txt"]
+    nobody = OPT_OUT.model_copy(update={"robots_txt": False, "directives": [], "tdm_reservation": False})
+    assert len(crawl(tmp_path, PARAMS.model_copy(update={"opt_out": nobody})).urls) == 6
+
+
+def test_refused_domains_come_from_files_too(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    lines = "# hosts", "0.0.0.0 ads.example more.example # 2", "::1%lo0 localhost", "plain.example", "", "*.w.example"
+    path.write_text("\n".join(lines))
+    file = DomainFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    domains = {"ads.example", "more.example", "localhost", "plain.example", "w.example", "xn--bcher-kva.example"}
+    assert refused_domains([".Bücher.example."], [file]) == domains
+    result = crawl_page(tmp_path, '<img src="//a.ads.example/x"><img src="y">', refused_domain_files=[file])
+    assert result.reasons == ["refused_domain"]
+    with pytest.raises(InputError, match=r"sha256 .* check the file"):
+        refused_domains([], [DomainFile(path=str(path), sha256="0" * 64)])
+    with pytest.raises(InputError, match=r"nowhere can't be read"):
+        refused_domains([], [DomainFile(path="nowhere", sha256="0" * 64)])
+    path.write_text("a.example\nno domain/at all\n")
+    with pytest.raises(InputError, match=r"line 2 of .* has 'domain/at', which is no domain"):
+        refused_domains([], [DomainFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())])
+
+
+def test_parts_change_nothing(tmp_path: Path) -> None:
+    for number in range(6):
+        tags = "".join(f'<img src="{SITE}/{i}.jpg" srcset="{i}.png 2x">' for i in range(number, number + 3))
+        (tmp_path / f"{number}.html").write_text(f"<base href={SITE}>{tags}" + " " * 600_000)
+        write_warc(tmp_path / f"{number}.warc.gz", [Answer(f"{SITE}/{number}.png", "image/png", b"")])
+    assert [len(group) for group in file_groups(tmp_path, part_mb=1)] == [2] * 6
+    small, large = crawl(tmp_path), crawl(tmp_path, PARAMS.model_copy(update={"part_mb": 1000}))
+    assert small == large
+    assert len(small.urls) == 8
+    assert small.metrics["images_in_warc"] == 6
+
+
 def test_undeclared_latin_page_and_invalid_utf8_url(tmp_path: Path) -> None:
-    assert decode_html("ü".encode("cp1252"), None) == "ü"
-    assert decode_html(b"ab", "punycode") == "ab"
-    write_warc(tmp_path / "a.warc", [(PAGE, HTML, b'<img src="\xff.jpg"><img src="%FF.jpg">')])
-    result = crawl_images(PARAMS, tmp_path)
-    assert urls(result) == ["http://site.example/dir/%FF.jpg"]
-    assert reasons(result) == ["malformed_url"]
+    write_warc(tmp_path / "a.warc", [Answer(SITE, HTML, b'<img src="\xff.jpg"><img src="%FF.jpg">')])
+    result = crawl(tmp_path)
+    assert (result.urls, result.reasons) == (["http://site.example/%FF.jpg"], ["malformed_url"])
 
 
 @pytest.mark.parametrize("name", ["b.warc.gz", "b.warc"])
 def test_truncated_warc_gives_what_came_before(tmp_path: Path, name: str) -> None:
-    pages = [(f"http://site.example/{i}", HTML, f'<img src="/{i}.jpg">'.encode()) for i in range(3)]
+    pages = [Answer(f"{SITE}/{i}", HTML, f'<img src="/{i}.jpg">'.encode()) for i in range(3)]
     write_warc(tmp_path / name, pages[:2])
     complete_bytes = (tmp_path / name).stat().st_size
     write_warc(tmp_path / name, pages)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / "c.html").write_text('<img src="http://site.example/after.jpg">')
-    for cut in range(complete_bytes + 1, len(whole) - 8, 5):  # the last 8 bytes hold no content
+    for cut in range(complete_bytes + 1, len(whole) - 16, 13):  # gzip's sum and line ends follow
         (tmp_path / name).write_bytes(whole[:cut])
-        result = crawl_images(PARAMS, tmp_path)
+        result = crawl(tmp_path)
         assert result.metrics["damaged_files"] == 1, cut
-        assert urls(result) == [f"http://site.example/{i}.jpg" for i in (0, 1)] + ["http://site.example/after.jpg"], cut
+        assert result.urls == [f"{SITE}/{i}.jpg" for i in (0, 1)] + [f"{SITE}/after.jpg"], cut
 
 
 def test_corrupt_gzip_is_counted(tmp_path: Path) -> None:
-    pages = [(f"http://site.example/{i}", HTML, f'<img src="/{i}.jpg">'.encode()) for i in range(4)]
+    pages = [Answer(f"{SITE}/{i}", HTML, f'<img src="/{i}.jpg">'.encode()) for i in range(4)]
     write_warc(tmp_path / "a.warc.gz", pages)
     data = bytearray((tmp_path / "a.warc.gz").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 40] = b"\xaa" * 40
     (tmp_path / "a.warc.gz").write_bytes(data)
-    (tmp_path / "b.warc.gz").write_bytes(b"no gzip at all")
-    result = crawl_images(PARAMS, tmp_path)
-    assert result.metrics["damaged_files"] == 2
-    assert "http://site.example/0.jpg" in urls(result)
+    for name in ("b.warc.gz", "b.wat.gz", "b.xml.gz", "b.urls.txt.gz"):
+        (tmp_path / name).write_bytes(b"no gzip at all")
+    (tmp_path / "cut.urls.txt.gz").write_bytes(gzip.compress(b"".join(b"x%d.jpg\n" % i for i in range(999)))[:-9])
+    result = crawl(tmp_path)
+    assert result.metrics["damaged_files"] == 6
+    assert f"{SITE}/0.jpg" in result.urls
+    assert "file:///x0.jpg" in result.urls
 
 
-def test_oversized_page_is_counted(tmp_path: Path) -> None:
-    result = crawl_pages(tmp_path, '<img src="a.jpg">', '<img src="b.jpg">' + " " * 1_000_000)
-    assert urls(result) == ["http://site.example/dir/a.jpg"]
+@pytest.mark.parametrize("num", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_hostile_pages_cost_time_linear_in_their_size(tmp_path: Path, num: int) -> None:
+    srcset = ",".join(f"{i:x} {i}w" for i in range(num))
+    pages = ["<div>" * 2 * num, "<a><b>" * num, '<img src="' + "x" * 9 * num, f'<img srcset="{srcset}">']
+    pages += ["<img " + "".join(f"a{i}=1 " for i in range(num // 2)) + " src=last>", "<p " * 3 * num]
+    started = time.process_time()
+    result = crawl_page(tmp_path, *pages, max_page_mb=20.0, part_mb=1000)
+    assert time.process_time() - started < 3 + 150e-6 * num  # mostly the type checks of the tests
+    assert result.urls == [f"{SITE}/dir/{num - 1:x}", f"{SITE}/dir/last"]
+    assert result.reasons == ["smaller_candidate"] * 99 + ["too_many_candidates"] * (num - 100)
+
+
+def test_page_of_50_mb_is_counted_and_not_read(tmp_path: Path) -> None:
+    started = time.process_time()
+    result = crawl_page(tmp_path, '<img src="a.jpg">', '<img src="b.jpg">' + "<p>" * 17_000_000)
+    assert result.urls == ["http://site.example/dir/a.jpg"]
     assert result.metrics["oversized_pages"] == 1
+    assert time.process_time() - started < 10
 
 
-def test_crawl_without_images_is_an_input_error(tmp_path: Path) -> None:
+def test_file_that_is_no_crawl_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        crawl_images(PARAMS, tmp_path / "absent")
+        file_groups(tmp_path / "absent", part_mb=1)
     with pytest.raises(InputError, match="holds no file"):
-        crawl_images(PARAMS, tmp_path)
-    (tmp_path / "a.html").write_text("<p>no image</p>")
-    with pytest.raises(InputError, match="gives no image"):
-        crawl_images(PARAMS, tmp_path)
+        file_groups(tmp_path, part_mb=1)

@@ -1,0 +1,51 @@
+"""Tables in pieces: ranges, joins, single rows, and what is no table."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dinov2.params import InputError
+from dinov2.tables import TableWriter, distinct, iter_rows, join_tables, num_rows, read_rows
+
+SCHEMA = pa.schema([("position", pa.int64()), ("text", pa.string())])
+
+
+def test_ranges_cross_row_groups(tmp_path: Path) -> None:
+    rows = [{"position": position, "text": "x"} for position in range(23)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "t.parquet", row_group_size=5)
+    for start in range(0, 25, 3):
+        for stop in range(start, 30, 4):
+            assert read_rows(tmp_path / "t.parquet", SCHEMA, start, stop) == rows[start:stop]
+
+
+def test_joined_tables_hold_all_rows_in_order(tmp_path: Path) -> None:
+    for part in range(3):
+        rows = [{"position": part, "text": "y"}] * part
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / f"{part}.parquet")
+    assert join_tables([tmp_path / f"{part}.parquet" for part in range(3)], SCHEMA, tmp_path / "all.parquet") == 3
+    assert pq.read_table(tmp_path / "all.parquet")["position"].to_pylist() == [1, 2, 2]
+
+
+def test_rows_written_one_by_one_are_read_one_by_one(tmp_path: Path) -> None:
+    rows = [{"position": position, "text": "ab"[position % 2]} for position in range(7)]
+    writer = TableWriter(tmp_path / "t.parquet", SCHEMA)
+    for row in rows:
+        writer.add(row)
+    writer.close()
+    assert writer.num_rows == num_rows(tmp_path / "t.parquet") == 7
+    assert list(iter_rows(tmp_path / "t.parquet", SCHEMA)) == rows
+    assert list(distinct(tmp_path / "t.parquet", SCHEMA, "text")) == ["a", "b"]
+
+
+def test_no_table_and_another_schema_are_mistakes(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    with pytest.raises(InputError, match="does not exist"):
+        num_rows(path)
+    path.write_bytes(b"PAR1 junk")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        num_rows(path)
+    pq.write_table(pa.table({"position": ["no number"], "text": ["x"]}), path)
+    with pytest.raises(InputError, match="no column 'position' of type int64"):
+        read_rows(path, SCHEMA, 0, 1)
