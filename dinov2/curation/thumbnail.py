@@ -7,6 +7,7 @@ take SSCD.
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -39,13 +40,62 @@ def _area_weights(length_px: int, size_px: int) -> NDArray[np.float32]:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+class Moments(NamedTuple):
+    """Sums over rows, in float64; those of several blocks are added."""
+
+    count: int
+    total: Float[np.ndarray, " c"]
+    products: Float[np.ndarray, "c c"]
+
+
+def moments(rows: Float[np.ndarray, "n c"]) -> Moments:
+    """Of some thumbnails."""
+    rows = rows.astype(np.float64)
+    return Moments(len(rows), rows.sum(axis=0), rows.T @ rows)
+
+
+def added(blocks: Iterable[Moments]) -> Moments | None:
+    """The sum of all, in their order; None of none."""
+    total: Moments | None = None
+    for block in blocks:
+        total = block if total is None else Moments(*(a + b for a, b in zip(total, block, strict=True)))
+    return total
+
+
+class Whitening(NamedTuple):
+    """What makes descriptors of thumbnails."""
+
+    mean: Float[np.ndarray, " c"]
+    projection: Float[np.ndarray, "c d"]
+
+
+def fit(pool: Moments | None, params: ThumbnailParams) -> Whitening:
+    """Whitening by the principal components of the pool's thumbnails.
+
+    Directions are scaled by 1 / sqrt(variance + shrinkage * mean variance), so that faint ones, which are mostly
+    compression noise, are not blown up. Raises InputError if there are fewer than two thumbnails.
+    """
+    count = 0 if pool is None else pool.count
+    if pool is None or count < 2:
+        raise InputError(f"the pool has {count} images, too few to whiten thumbnails by; crawl more pages")
+    mean = pool.total / count
+    variance, directions = np.linalg.eigh(pool.products / count - np.outer(mean, mean))
+    chosen = np.argsort(-variance, kind="stable")[: params.dims]
+    variance, directions = np.clip(variance[chosen], 0, None), directions[:, chosen]
+    directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(chosen))])
+    return Whitening(mean, directions / np.sqrt(variance + params.shrinkage * variance.mean() + 1e-12))
+
+
+def whiten(rows: Float[np.ndarray, "n c"], by: Whitening) -> Float[np.ndarray, "n d"]:
+    """Whitened thumbnails; d = `dims`."""
+    return (rows.astype(np.float64) - by.mean) @ by.projection
+
+
 class Thumbnails:
-    """The thumbnail encoder: `prepare` an image, `encode` a batch, `fit` on the pool, `finish` what was encoded."""
+    """An encoder that needs no weights: `prepare` an image, `encode` some of them."""
 
     def __init__(self, params: ThumbnailParams) -> None:
         self.params = params
-        self.mean: NDArray[np.float64] | None = None
-        self.projection: NDArray[np.float64] | None = None
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " c"]:
         """The thumbnail."""
@@ -54,29 +104,3 @@ class Thumbnails:
     def encode(self, prepared: Sequence[Float[np.ndarray, " c"]]) -> Float[np.ndarray, "n c"]:
         """Thumbnails as rows."""
         return np.stack(prepared)
-
-    def fit(self, blocks: Iterable[Float[np.ndarray, "_ c"]]) -> None:
-        """Principal components of the pool's thumbnails, summed in float64 in the order of the blocks.
-
-        Directions are scaled by 1 / sqrt(variance + shrinkage * mean variance), so that faint ones, which are mostly
-        compression noise, are not blown up. Raises InputError if there are fewer than two thumbnails.
-        """
-        total, products, count = 0.0, 0.0, 0
-        for block in blocks:
-            rows = block.astype(np.float64)
-            total, products, count = total + rows.sum(axis=0), products + rows.T @ rows, count + len(rows)
-        if count < 2:
-            raise InputError(f"the pool has {count} images, too few to whiten thumbnails by; crawl more pages")
-        mean = np.asarray(total / count)
-        variance, directions = np.linalg.eigh(np.asarray(products) / count - np.outer(mean, mean))
-        chosen = np.argsort(-variance, kind="stable")[: self.params.dims]
-        variance, directions = np.clip(variance[chosen], 0, None), directions[:, chosen]
-        directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(chosen))])
-        self.mean = mean
-        self.projection = directions / np.sqrt(variance + self.params.shrinkage * variance.mean() + 1e-12)
-
-    def finish(self, encoded: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n d"]:
-        """Whitened, of unit length; d = `dims`."""
-        assert self.mean is not None and self.projection is not None, "fit comes first"
-        whitened = (encoded.astype(np.float64) - self.mean) @ self.projection
-        return (whitened / np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12)).astype(np.float32)
