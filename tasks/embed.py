@@ -33,6 +33,7 @@ from tasks.stage import main
 
 if TYPE_CHECKING:
     from dinov2.curation.embed import Embedder
+    from dinov2.curation.finish import Gathered
 
 VERSION = 2
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def embed_block(
     sets = _sets(filter, seeds, evaluation, work)
     span = sets.spans(params.block_rows)[part]
     rows = sets.rows(span)
-    embedder = _embedder(bootstrap, params)
+    embedder = _embedder(bootstrap, params)  # pyright: ignore[reportArgumentType] - frozen params can be hashed
     block = embedder.block(rows, sets.reader(span.name, store), first=span.start, to_pack=span.name == "seeds")
     wrong = {rows[lost["index"] - span.start]["shard"] for lost in block.removed if lost["reason"] == "wrong_bytes"}
     for shard in sorted(wrong):
@@ -168,8 +169,9 @@ def run(
 
     sets = _sets(filter, seeds, evaluation, work)
     spans = sets.spans(params.block_rows)
-    done = {name: gather([span for span in spans if span.name == name], work, out) for name in NAMES}
-    for name, gathered in done.items():
+    done: dict[str, Gathered] = {}
+    for name in NAMES:
+        gathered = done[name] = gather([span for span in spans if span.name == name], work, out)
         if not gathered.num_kept:
             size = sets.size(name)
             raise InputError(f"none of the {size} images of {name} can be embedded ({gathered.removed}); look at them")

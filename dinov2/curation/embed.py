@@ -122,7 +122,7 @@ class Embedder:
     def block(self, rows: Sequence[Row], read: Read, *, first: int, to_pack: bool) -> Block:
         """Both descriptors of some images, `first` being the index of the first in its set.
 
-        A row's `id`, where it has one, is what the sha256 of its bytes must be. `to_pack`: a shard must take its format.
+        A row's `id`, where it has one, must be the sha256 of its bytes. `to_pack`: a shard must take its format.
         """
         num_threads = torch.get_num_threads()
         starts = range(0, len(rows), self.batch_size)
@@ -242,4 +242,4 @@ def load_samples(path: Path) -> list[dict[str, Any]]:
 def load_moments(path: Path) -> Moments | None:
     """Only the sums over the encoded rows of such a block; None if it has no image."""
     with np.load(path) as arrays:
-        return Moments(int(arrays["count"]), arrays["total"], arrays["products"]) if "count" in arrays else None
+        return Moments(int(arrays["num"]), arrays["total"], arrays["products"]) if "num" in arrays else None

@@ -116,12 +116,12 @@ def finish_block(
     if pack is not None and rows:
         rows = pack(rows)
     kept = chosen & is_finite
-    blobs = [store_block(store, work, vectors[kept]) if rows else None for vectors in (copy, block.semantic)]
+    copies, semantics = (store_block(store, work, v[kept]) if rows else None for v in (copy, block.semantic))
     folder = work / "finished"
     write_table(span.file(folder, ".parquet"), EMBEDDED, rows)
     write_table(span.file(folder, ".removed.parquet"), REMOVED, removed)
     shards = sorted({row["shard"] for row in rows}) if pack is not None else []
-    write_json(span.file(folder, ".json"), Finished(*blobs, shards, count_reasons(removed))._asdict())
+    write_json(span.file(folder, ".json"), Finished(copies, semantics, shards, count_reasons(removed))._asdict())
 
 
 def _copy_rows(encoded: Float[np.ndarray, "n c"], params: CopyParams, fitted: Path) -> Float[np.ndarray, "n d"]:
@@ -151,7 +151,7 @@ def pack_images(
     with ShardWriter(store, folder, shard_mb=shard_mb) as writer:
         for row in rows:
             if writer.add(read(row), row) != row["id"]:
-                raise InputError(f"{row['path']} changed while the stage ran; leave the folder as it is and run it again")
+                raise InputError(f"{row['path']} changed while the stage ran; leave the folder alone and run it again")
     return writer.rows
 
 

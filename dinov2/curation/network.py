@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.jit._fuser import optimized_execution
 from torch.nn.functional import interpolate
 
 from dinov2.curation.model_file import find_model
@@ -46,7 +47,7 @@ class Network:
             rows = self.encode([self.prepare(np.full((64, 96, 3), 127, np.uint8))])
         except Exception as error:  # of torch's or onnxruntime's many kinds
             reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"{where}: {params.path} does not take what the params say ({reason}); mend them") from error
+            raise InputError(f"{where}: {params.path} does not take such images ({reason}); mend the params") from error
         if rows.shape[0] != 1:
             raise InputError(f"{where}.path: {params.path} gives {rows.shape[0]} rows an image, not one; give another")
 
@@ -81,11 +82,13 @@ class Network:
 
     @torch.inference_mode()
     def _batch(self, views: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        mean, std = self.params.mean, self.params.std
         with self.turn:
-            if self.params.mean is None or self.params.std is None:
+            if mean is None or std is None:
                 return self.forward(views.permute(0, 2, 3, 1).contiguous())
-            mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.params.mean, self.params.std))
-            return self.forward((views.to(self.device).float() / 255 - mean) / std)
+            views = views.to(self.device)
+            mean, std = (views.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (mean, std))
+            return self.forward((views.float() / 255 - mean) / std)
 
 
 def _load_torchscript(path: Path, params: NetworkParams, device: torch.device, where: str) -> tuple[Forward, None]:
@@ -99,7 +102,7 @@ def _load_torchscript(path: Path, params: NetworkParams, device: torch.device, w
         raise InputError(f"{where}.path: {params.path} is no TorchScript file ({first}); give another") from error
 
     def forward(images: Tensor) -> Tensor:
-        with torch.jit.optimized_execution(False):  # else later calls take another graph than the first ones
+        with optimized_execution(False):  # else later calls take another graph than the first ones
             return network(images.to(device)).float().cpu()
 
     return forward, None
@@ -115,7 +118,7 @@ def _load_onnx(path: Path, params: NetworkParams, device: torch.device, where: s
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, "CUDAExecutionProvider")
     elif device.type == "cuda":
-        log.warning("%s runs on the CPU: install onnxruntime-gpu in place of onnxruntime to have it on the GPU", path.name)
+        log.warning("%s runs on the CPU; with onnxruntime-gpu in place of onnxruntime it runs on the GPU", path.name)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own kinds of errors have no public base
@@ -123,7 +126,7 @@ def _load_onnx(path: Path, params: NetworkParams, device: torch.device, where: s
     entry = session.get_inputs()[0]
     takes = "tensor(float)" if params.input == "float_nchw" else "tensor(uint8)"
     if entry.type != takes:
-        raise InputError(f"{where}.input: {params.path} takes {entry.type}, not {takes}; mend `input` or give another file")
+        raise InputError(f"{where}.input: {params.path} takes {entry.type}, not {takes}; mend it or give another file")
 
     def forward(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {entry.name: images.cpu().numpy()})[0]).float()

@@ -26,7 +26,7 @@ class ThumbnailParams(Params):
 
 
 class SSCDParams(Params):
-    """Copy descriptors from a self-supervised copy detection network (SSCD, arXiv 2202.10261), prepared as published."""
+    """Copy descriptors from a self-supervised copy detection network (SSCD, arXiv 2202.10261), used as published."""
 
     kind: Literal["sscd"]
     path: str

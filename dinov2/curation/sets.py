@@ -4,6 +4,7 @@ The pool is a manifest. Seeds and evaluation images are folders, which are liste
 walking the folder again.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,18 +47,24 @@ class Sets:
     """A folder for the lists of seeds and evaluation images."""
 
     def prepare(self, store: Store) -> None:
-        """List the folders, unless that was done. Raises InputError if a set is empty or a shard absent."""
+        """List the folders and look for the shards, unless that was done; several processes may do so at once.
+
+        Raises InputError if a set is empty or a shard absent.
+        """
+        done = self.work / "prepared"
+        if done.exists():
+            return
         for name in ("seeds", "evaluation"):
-            if not self.table(name).exists():
-                source = FolderSource(self.folder(name))
-                unknown = dict.fromkeys(EMBEDDED.names)
-                write_table(
-                    self.table(name), EMBEDDED,
-                    ({**unknown, "path": source.id(i), "label": source.label(i)} for i in range(len(source))),
-                )  # fmt: skip
+            source = FolderSource(self.folder(name))
+            unknown = dict.fromkeys(EMBEDDED.names)
+            rows = ({**unknown, "path": source.id(i), "label": source.label(i)} for i in range(len(source)))
+            temporary = self.work / f"{name}.{os.getpid()}.tmp"
+            write_table(temporary, EMBEDDED, rows)
+            temporary.replace(self.table(name))
         if not self.size("pool"):
             raise InputError(f"{self.manifest} has no image; lower the thresholds of filter, or crawl other pages")
         store.check(distinct(self.manifest, MANIFEST, "shard"), needed_by=self.manifest)
+        done.touch()
 
     def table(self, name: SetName) -> Path:
         """The rows of a set."""
@@ -74,10 +81,11 @@ class Sets:
 
     def spans(self, block_rows: int) -> list[Span]:
         """The blocks of all sets."""
+        sizes = {name: self.size(name) for name in NAMES}
         return [
-            Span(name, number, start, min(start + block_rows, size))
-            for name, size in ((name, self.size(name)) for name in NAMES)
-            for number, start in enumerate(range(0, size, block_rows))
+            Span(name, start // block_rows, start, min(start + block_rows, sizes[name]))
+            for name in NAMES
+            for start in range(0, sizes[name], block_rows)
         ]
 
     def rows(self, span: Span) -> list[Row]:

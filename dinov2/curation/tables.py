@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dinov2.params import InputError
@@ -56,7 +55,7 @@ def distinct(path: Path, schema: pa.Schema, column: str) -> Iterator[Any]:
     seen: set[Any] = set()
     with open_table(path, schema) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=[column]):
-            new = set(pc.unique(batch.column(0)).to_pylist()) - seen
+            new = set(batch.column(0).unique().to_pylist()) - seen
             seen |= new
             yield from sorted(new)
 

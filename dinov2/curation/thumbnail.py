@@ -43,7 +43,7 @@ def _area_weights(length_px: int, size_px: int) -> NDArray[np.float32]:
 class Moments(NamedTuple):
     """Sums over rows, in float64; those of several blocks are added."""
 
-    count: int
+    num: int
     total: Float[np.ndarray, " c"]
     products: Float[np.ndarray, "c c"]
 
@@ -58,8 +58,12 @@ def added(blocks: Iterable[Moments]) -> Moments | None:
     """The sum of all, in their order; None of none."""
     total: Moments | None = None
     for block in blocks:
-        total = block if total is None else Moments(*(a + b for a, b in zip(total, block, strict=True)))
+        total = block if total is None else _sum(total, block)
     return total
+
+
+def _sum(a: Moments, b: Moments) -> Moments:
+    return Moments(a.num + b.num, a.total + b.total, a.products + b.products)
 
 
 class Whitening(NamedTuple):
@@ -75,11 +79,11 @@ def fit(pool: Moments | None, params: ThumbnailParams) -> Whitening:
     Directions are scaled by 1 / sqrt(variance + shrinkage * mean variance), so that faint ones, which are mostly
     compression noise, are not blown up. Raises InputError if there are fewer than two thumbnails.
     """
-    count = 0 if pool is None else pool.count
-    if pool is None or count < 2:
-        raise InputError(f"the pool has {count} images, too few to whiten thumbnails by; crawl more pages")
-    mean = pool.total / count
-    variance, directions = np.linalg.eigh(pool.products / count - np.outer(mean, mean))
+    num = 0 if pool is None else pool.num
+    if pool is None or num < 2:
+        raise InputError(f"the pool has {num} images, too few to whiten thumbnails by; crawl more pages")
+    mean = pool.total / num
+    variance, directions = np.linalg.eigh(pool.products / num - np.outer(mean, mean))
     chosen = np.argsort(-variance, kind="stable")[: params.dims]
     variance, directions = np.clip(variance[chosen], 0, None), directions[:, chosen]
     directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(chosen))])
