@@ -173,8 +173,8 @@ def run(
     for name in NAMES:
         gathered = done[name] = gather([span for span in spans if span.name == name], work, out)
         if not gathered.num_kept:
-            size = sets.size(name)
-            raise InputError(f"none of the {size} images of {name} can be embedded ({gathered.removed}); look at them")
+            why = ", ".join(f"{num} {reason}" for reason, num in gathered.removed.items())
+            raise InputError(f"none of the images of {name} can be embedded ({why}); give others")
         if gathered.removed:
             log.warning("%s: left out %s, listed in removed/%s.parquet", name, gathered.removed, name)
     write_json(out / "embeddings.json", {name: gathered.blobs for name, gathered in done.items()})

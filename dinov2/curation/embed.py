@@ -188,7 +188,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def middle(image: Image) -> Image:
+def middle(image: Image) -> UInt8[np.ndarray, "_ _ 3"]:
     """The image, or its middle part where one side is more than MAX_ASPECT times the other."""
     height, width = image.shape[:2]
     rows, columns = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
