@@ -38,11 +38,11 @@ TABLES = (
 )  # fmt: skip
 
 
-def embed(params: EmbedParams, *, num_workers: int = 1, **arguments: Path | Store) -> Summary:
+def embed(
+    params: EmbedParams, *, out: Path, work: Path, store: Store, num_workers: int = 1, **inputs: Path
+) -> Summary:
     """The stage, its parts shared by `num_workers`, the last one first."""
-    arguments["out"].mkdir(parents=True, exist_ok=True)
-    arguments["work"].mkdir(parents=True, exist_ok=True)
-    values = {"params": params, **arguments}
+    values = {"params": params, "out": made(out), "work": made(work), "store": store, **inputs}
     for phase in PHASES:
         for worker in reversed(range(num_workers)):
             make_parts(phase, values, first=worker, of=num_workers)
@@ -172,6 +172,11 @@ def test_evaluation_images_that_no_shard_takes_are_embedded_all_the_same(
     assert (summary.metrics["num_seeds"], summary.metrics["num_evaluation"]) == (4, 5)
     removed = read_table(tmp_path / "out" / "removed" / "seeds.parquet", REMOVED)
     assert ("b/deep.tiff", "format_not_packed") in {(row["url"], row["reason"]) for row in removed}
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def contents(out: Path) -> list[bytes]:

@@ -47,10 +47,10 @@ def value(name: bytes, element_type: int, *dims: bytes | int) -> bytes:
     return field(1, name) + field(2, field(1, field(1, element_type) + field(2, shape)))
 
 
-def onnx(nodes: list[bytes], entry: bytes) -> bytes:
+def onnx(nodes: list[bytes], entry: bytes, element_type: int) -> bytes:
     """A model, written by hand, with output y."""
     graph = b"".join(field(1, node) for node in nodes) + field(2, b"g") + field(11, entry)
-    graph += field(12, value(b"y", FLOAT, b"n", b"c"))
+    graph += field(12, value(b"y", element_type, b"n", b"c"))
     return field(1, 8) + field(8, field(1, b"") + field(2, 13)) + field(7, graph)
 
 
@@ -61,7 +61,7 @@ def node(kind: bytes, input_: bytes, output: bytes, *attributes: bytes) -> bytes
 def onnx_channel_means(element_type: int = 1, batch: bytes | int = b"n") -> bytes:
     """ChannelMeans as an ONNX model."""
     nodes = [node(b"GlobalAveragePool", b"x", b"p"), node(b"Flatten", b"p", b"y")]
-    return onnx(nodes, value(b"x", element_type, batch, b"c", b"h", b"w"))
+    return onnx(nodes, value(b"x", element_type, batch, b"c", b"h", b"w"), element_type)
 
 
 def onnx_byte_means() -> bytes:
@@ -70,7 +70,7 @@ def onnx_byte_means() -> bytes:
     axes = field(1, b"axes") + field(8, 1) + field(8, 2) + INTS
     keep = field(1, b"keepdims") + field(3, 0) + INT
     nodes = [node(b"Cast", b"x", b"f", to_float), node(b"ReduceMean", b"f", b"y", axes, keep)]
-    return onnx(nodes, value(b"x", UINT8, b"n", b"h", b"w", 3))
+    return onnx(nodes, value(b"x", UINT8, b"n", b"h", b"w", 3), FLOAT)
 
 
 @pytest.fixture(scope="module")
