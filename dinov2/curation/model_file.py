@@ -14,7 +14,7 @@ def find_model(path: str, sha256: str, *, where: str) -> Path:
 
     Raises InputError, naming the params key `where`, if it is absent or has another sha256.
     """
-    file = _in_package(path, where) if path.startswith(PACKAGE) else Path(path)
+    file = in_package(path, where) if path.startswith(PACKAGE) else Path(path)
     if not file.is_file():
         raise InputError(f"{where}.path: {path} does not exist; put the file there or take another kind of model")
     found = sha256_file(file)
@@ -23,7 +23,8 @@ def find_model(path: str, sha256: str, *, where: str) -> Path:
     return file
 
 
-def _in_package(path: str, where: str) -> Path:
+def in_package(path: str, where: str) -> Path:
+    """The place of `package:<distribution>/<file>`; raises InputError if the package is not installed."""
     name, _, file = path.removeprefix(PACKAGE).partition("/")
     try:
         return Path(str(distribution(name).locate_file(file)))
