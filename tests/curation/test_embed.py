@@ -39,7 +39,7 @@ TABLES = (
 
 
 def embed(
-    params: EmbedParams, *, out: Path, work: Path, store: Store, num_workers: int = 1, **inputs: Path
+    params: EmbedParams, inputs: dict[str, Path], *, out: Path, work: Path, store: Store, num_workers: int = 1
 ) -> Summary:
     """The stage, its parts shared by `num_workers`, the last one first."""
     values = {"params": params, "out": made(out), "work": made(work), "store": store, **inputs}
@@ -124,7 +124,7 @@ def inputs(tmp_path: Path, store: Store) -> dict[str, Path]:
 @pytest.fixture
 def embedded(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> tuple[Path, Summary]:
     out = tmp_path / "embed"
-    return out, embed(PARAMS, **inputs, out=out, work=tmp_path / "work", store=store)
+    return out, embed(PARAMS, inputs, out=out, work=tmp_path / "work", store=store)
 
 
 def test_descriptors_are_aligned_and_of_unit_length(embedded: tuple[Path, Summary], store: Store) -> None:
@@ -168,7 +168,7 @@ def test_evaluation_images_that_no_shard_takes_are_embedded_all_the_same(
 ) -> None:
     for folder in (inputs["seeds"], inputs["evaluation"]):
         picture(7).save(folder / "b" / "deep.tiff")
-    summary = embed(PARAMS, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    summary = embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     assert (summary.metrics["num_seeds"], summary.metrics["num_evaluation"]) == (4, 5)
     removed = read_table(tmp_path / "out" / "removed" / "seeds.parquet", REMOVED)
     assert ("b/deep.tiff", "format_not_packed") in {(row["url"], row["reason"]) for row in removed}
@@ -185,7 +185,7 @@ def contents(out: Path) -> list[bytes]:
 
 def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
     work = tmp_path / "work"
-    embed(PARAMS, **inputs, out=tmp_path / "whole", work=work, store=store)
+    embed(PARAMS, inputs, out=tmp_path / "whole", work=work, store=store)
     blocks = sorted((work / "blocks").iterdir())
     assert [path.name for path in blocks[:1] + blocks[-1:]] == ["evaluation-000000.npz", "seeds-000000.npz"]
     kept = blocks[2].stat().st_mtime_ns
@@ -194,16 +194,16 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, store: Store, inpu
     blocks[3].unlink()  # the pool's third: numbers are pool, seeds, evaluation; files are in alphabetical order
     blocks[3].with_suffix(".tmp").write_bytes(b"half a block")
     next((work / "finished").glob("pool-000004*.json")).unlink()
-    embed(PARAMS, **inputs, out=tmp_path / "resumed", work=work, store=store)
+    embed(PARAMS, inputs, out=tmp_path / "resumed", work=work, store=store)
     assert blocks[2].stat().st_mtime_ns == kept
     assert contents(tmp_path / "whole") == contents(tmp_path / "resumed")
 
 
 def test_number_of_workers_and_threads_changes_no_byte(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
-    embed(PARAMS, **inputs, out=tmp_path / "one", work=tmp_path / "work-one", store=store)
+    embed(PARAMS, inputs, out=tmp_path / "one", work=tmp_path / "work-one", store=store)
     torch.set_num_threads(3)
     try:
-        embed(PARAMS, **inputs, out=tmp_path / "many", work=tmp_path / "work-many", store=store, num_workers=3)
+        embed(PARAMS, inputs, out=tmp_path / "many", work=tmp_path / "work-many", store=store, num_workers=3)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(1)
@@ -215,7 +215,7 @@ def test_rows_whose_bytes_are_not_their_ids_are_left_out(tmp_path: Path, store: 
     rows[4] |= {"offset": rows[5]["offset"], "length": rows[5]["length"]}
     rows[9] |= {"offset": 10**9}
     write_table(inputs["filter"] / "manifest.parquet", MANIFEST, rows)
-    summary = embed(PARAMS, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    summary = embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 28, {"unreadable": 1, "wrong_bytes": 1})
     removed = read_table(tmp_path / "out" / "removed" / "pool.parquet", REMOVED)
     assert [(row["id"], row["reason"]) for row in removed] == [
@@ -229,7 +229,7 @@ def test_repeated_ids_of_the_pool_are_left_out_across_blocks(
 ) -> None:
     rows = read_table(inputs["filter"] / "manifest.parquet", MANIFEST)
     write_table(inputs["filter"] / "manifest.parquet", MANIFEST, [*rows, rows[0], rows[29], rows[0]])
-    summary = embed(PARAMS, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    summary = embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     assert (summary.num_in, summary.num_kept, summary.dropped) == (33, 30, {"duplicate": 3})
     assert [row["id"] for row in read_embedded(tmp_path / "out", "pool")] == [row["id"] for row in rows]
     removed = read_table(tmp_path / "out" / "removed" / "pool.parquet", REMOVED)
@@ -255,7 +255,7 @@ def test_manifest_of_another_schema_is_refused(tmp_path: Path, store: Store, inp
     table = pq.read_table(inputs["filter"] / "manifest.parquet")
     pq.write_table(table.drop_columns("offset"), inputs["filter"] / "manifest.parquet")
     with pytest.raises(InputError, match="has no column 'offset' of type int64"):
-        embed(PARAMS, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+        embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
 
 
 def test_absent_shard_is_refused_before_any_work(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
@@ -263,7 +263,7 @@ def test_absent_shard_is_refused_before_any_work(tmp_path: Path, store: Store, i
     rows[7]["shard"] = "0" * 64 + ".tar"
     write_table(inputs["filter"] / "manifest.parquet", MANIFEST, rows)
     with pytest.raises(InputError, match="needs 1 blobs that are absent"):
-        embed(PARAMS, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+        embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     assert not (tmp_path / "work" / "blocks").exists()
 
 
@@ -282,7 +282,7 @@ def test_images_without_a_descriptor_are_left_out(
         writer.add(save(picture, tmp_path / "white.jpg"), about)
     write_table(inputs["filter"] / "manifest.parquet", MANIFEST, [*rows[:10], *writer.rows, *rows[10:]])
     params = PARAMS.model_copy(update={"copy_descriptor": network})
-    summary = embed(params, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    summary = embed(params, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     assert (summary.num_in, summary.num_kept, summary.dropped) == (31, 30, {"no_descriptor": 1})
     assert writer.rows[0]["id"] not in {row["id"] for row in read_embedded(tmp_path / "out", "pool")}
     assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (30, 3)
@@ -296,7 +296,7 @@ def test_semantic_descriptors_of_a_network_in_a_file(tmp_path: Path, store: Stor
         size_px=37, interpolation="bicubic", crop_px=32, input="float_nchw", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
     )  # fmt: skip
     params = PARAMS.model_copy(update={"semantic": network})
-    embed(params, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    embed(params, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     found = read_descriptors(tmp_path / "out", "evaluation", "semantic", store)[1]
     image = decode_rgb((inputs["evaluation"] / "a" / "1.jpg").read_bytes())
     expected = 2 * center_crop(image, 32).float().numpy().mean(axis=(1, 2)) / 255 - 1  # by way of 37 px, too
@@ -316,7 +316,7 @@ def test_seeds_without_a_readable_image_are_refused(tmp_path: Path, store: Store
     (tmp_path / "junk" / "a" / "0.jpg").write_bytes(b"junk")
     inputs["seeds"] = tmp_path / "junk"
     with pytest.raises(InputError, match=r"none of the images of seeds can be embedded \(1 format_not_packed\)"):
-        embed(PARAMS, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+        embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
 
 
 def test_damaged_descriptors_are_refused(embedded: tuple[Path, Summary], store: Store) -> None:
