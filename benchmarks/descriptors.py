@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from dinov2.records import sha256_file
 
 THUMBNAIL = ThumbnailParams(kind="thumbnail", size_px=16, dims=128, shrinkage=0.1)  # as in params.yaml
 THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.82, 0.85, 0.9)
-RESIZES = {"short_side": 288, "square": 320}  # the published ones
+RESIZES: dict[Literal["short_side", "square"], int] = {"short_side": 288, "square": 320}  # the published ones
 BATCH = 16
 
 Rows = NDArray[np.float32]

@@ -20,7 +20,7 @@ from dinov2.curation.embed import load_block, load_moments, load_samples, one_th
 from dinov2.curation.params import CopyParams, ThumbnailParams
 from dinov2.curation.sets import Span
 from dinov2.curation.tables import join_tables
-from dinov2.curation.thumbnail import Whitening, added, whiten
+from dinov2.curation.thumbnail import Whitening, added, moments, whiten
 from dinov2.curation.thumbnail import fit as fit_whitening
 from dinov2.params import InputError
 from dinov2.records import REMOVED, count_reasons, write_json, write_table
@@ -39,7 +39,8 @@ def fit(blocks: Mapping[str, Sequence[Path]], params: CopyParams, folder: Path, 
         np.save(folder / f"repeated-{name}.npy", repeated(paths, folder, num_rows=num_rows[name]))
     if isinstance(params, ThumbnailParams):
         with one_thread():
-            pool = added(found for found in map(load_moments, blocks["pool"]) if found is not None)
+            none = moments(np.empty((0, 3 * params.size_px**2), np.float32))
+            pool = added((found for found in map(load_moments, blocks["pool"]) if found is not None), none)
             np.savez(folder / "whitening.npz", **fit_whitening(pool, params)._asdict())
 
 

@@ -5,8 +5,8 @@ dark below) from making strangers similar. It stands a crop of a few percent, no
 take SSCD.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from dinov2.curation.params import ThumbnailParams
 from dinov2.params import InputError
+
+PART_ROWS = 4096
 
 
 def thumbnail(image: UInt8[np.ndarray, "h w 3"], size_px: int) -> Float[np.ndarray, " c"]:
@@ -50,20 +52,19 @@ class Moments(NamedTuple):
 
 def moments(rows: Float[np.ndarray, "n c"]) -> Moments:
     """Of some thumbnails."""
-    rows = rows.astype(np.float64)
-    return Moments(len(rows), rows.sum(axis=0), rows.T @ rows)
+    zero = Moments(0, np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1])))
+    return added((Moments(len(part), part.sum(axis=0), part.T @ part) for part in _parts(rows)), zero)
 
 
-def added(blocks: Iterable[Moments]) -> Moments | None:
-    """The sum of all, in their order; None of none."""
-    total: Moments | None = None
-    for block in blocks:
-        total = block if total is None else _sum(total, block)
-    return total
+def added(blocks: Iterable[Moments], first: Moments) -> Moments:
+    """The sum of all, in their order."""
+    return reduce(lambda a, b: Moments(a.num + b.num, a.total + b.total, a.products + b.products), blocks, first)
 
 
-def _sum(a: Moments, b: Moments) -> Moments:
-    return Moments(a.num + b.num, a.total + b.total, a.products + b.products)
+def _parts(rows: Float[np.ndarray, "n c"]) -> Iterator[Float[np.ndarray, "_ c"]]:
+    """The rows in float64, a few at a time."""
+    for start in range(0, len(rows), PART_ROWS):
+        yield rows[start : start + PART_ROWS].astype(np.float64)
 
 
 class Whitening(NamedTuple):
@@ -73,17 +74,16 @@ class Whitening(NamedTuple):
     projection: Float[np.ndarray, "c d"]
 
 
-def fit(pool: Moments | None, params: ThumbnailParams) -> Whitening:
+def fit(pool: Moments, params: ThumbnailParams) -> Whitening:
     """Whitening by the principal components of the pool's thumbnails.
 
     Directions are scaled by 1 / sqrt(variance + shrinkage * mean variance), so that faint ones, which are mostly
     compression noise, are not blown up. Raises InputError if there are fewer than two thumbnails.
     """
-    num = 0 if pool is None else pool.num
-    if pool is None or num < 2:
-        raise InputError(f"the pool has {num} images, too few to whiten thumbnails by; crawl more pages")
-    mean = pool.total / num
-    variance, directions = np.linalg.eigh(pool.products / num - np.outer(mean, mean))
+    if pool.num < 2:
+        raise InputError(f"the pool has {pool.num} images, too few to whiten thumbnails by; crawl more pages")
+    mean = pool.total / pool.num
+    variance, directions = np.linalg.eigh(pool.products / pool.num - np.outer(mean, mean))
     chosen = np.argsort(-variance, kind="stable")[: params.dims]
     variance, directions = np.clip(variance[chosen], 0, None), directions[:, chosen]
     directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(chosen))])
@@ -92,7 +92,7 @@ def fit(pool: Moments | None, params: ThumbnailParams) -> Whitening:
 
 def whiten(rows: Float[np.ndarray, "n c"], by: Whitening) -> Float[np.ndarray, "n d"]:
     """Whitened thumbnails; d = `dims`."""
-    return (rows.astype(np.float64) - by.mean) @ by.projection
+    return np.concatenate([((part - by.mean) @ by.projection).astype(np.float32) for part in _parts(rows)])
 
 
 class Thumbnails:

@@ -224,6 +224,19 @@ def test_rows_whose_bytes_are_not_their_ids_are_left_out(tmp_path: Path, store: 
     assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (28, 24)
 
 
+def test_block_without_a_readable_image_is_no_hindrance(
+    tmp_path: Path, store: Store, inputs: dict[str, Path]
+) -> None:
+    rows = read_table(inputs["filter"] / "manifest.parquet", MANIFEST)
+    for row in rows[7:14]:  # the second block
+        row["length"] = 20
+    write_table(inputs["filter"] / "manifest.parquet", MANIFEST, rows)
+    summary = embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 23, {"wrong_bytes": 7})
+    assert len(json.loads((tmp_path / "out" / "embeddings.json").read_text())["pool"]["copy"]) == 4
+    assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (23, 24)
+
+
 def test_repeated_ids_of_the_pool_are_left_out_across_blocks(
     tmp_path: Path, store: Store, inputs: dict[str, Path]
 ) -> None:

@@ -53,7 +53,7 @@ def originals() -> list[Image.Image]:
 @pytest.fixture(scope="module")
 def whitening(originals: list[Image.Image]) -> Whitening:
     rows = thumbnails(originals)
-    return fit(added([moments(rows[:90]), moments(rows[90:])]), PARAMS)
+    return fit(added([moments(rows[90:])], moments(rows[:90])), PARAMS)
 
 
 def test_copies_are_close(whitening: Whitening, originals: list[Image.Image]) -> None:
@@ -96,7 +96,7 @@ def test_thumbnail_averages_equal_areas() -> None:
 @pytest.mark.parametrize("num", [0, 1])
 def test_fit_on_one_image_is_refused(num: int) -> None:
     with pytest.raises(InputError, match=f"the pool has {num} images"):
-        fit(added([moments(np.zeros((1, 768), np.float32))] * num), PARAMS)
+        fit(moments(np.zeros((num, 768), np.float32)), PARAMS)
 
 
 def test_more_dims_than_numbers_are_refused() -> None:
