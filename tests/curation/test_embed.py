@@ -199,6 +199,29 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, store: Store, inpu
     assert contents(tmp_path / "whole") == contents(tmp_path / "resumed")
 
 
+def test_interrupted_at_any_rename_it_goes_on_to_the_same_bytes(
+    tmp_path: Path, store: Store, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(PARAMS, inputs, out=tmp_path / "whole", work=tmp_path / "work", store=store)
+    rename = Path.replace
+    left: list[int] = []
+
+    def failing(self: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    for step in range(4):  # each start comes a little further than the last one
+        left[:] = [4 + 3 * step]
+        with pytest.raises(KeyboardInterrupt):
+            embed(PARAMS, inputs, out=tmp_path / "resumed", work=tmp_path / "work-resumed", store=store)
+    monkeypatch.undo()
+    embed(PARAMS, inputs, out=tmp_path / "resumed", work=tmp_path / "work-resumed", store=store)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "resumed")
+
+
 def test_number_of_workers_and_threads_changes_no_byte(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
     embed(PARAMS, inputs, out=tmp_path / "one", work=tmp_path / "work-one", store=store)
     torch.set_num_threads(3)
