@@ -15,7 +15,6 @@ import io
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dinov2.curation.embed import Encoder, one_thread, unit
+from dinov2.curation.embed import Encoder, lone_threads, one_thread, unit
 from dinov2.curation.model_file import PACKAGE, in_package
 from dinov2.curation.network import Network
 from dinov2.curation.params import SSCDParams, ThumbnailParams
@@ -113,7 +112,7 @@ def encoded(encoder: Encoder, files: Sequence[bytes]) -> Rows:
         return encoder.encode([encoder.prepare(decode_rgb(data)) for data in files[start : start + BATCH]])
 
     num_threads = torch.get_num_threads()
-    with one_thread(), ThreadPoolExecutor(num_threads) as threads:
+    with one_thread(), lone_threads(num_threads) as threads:
         return np.concatenate(list(threads.map(batch, range(0, len(files), BATCH))))
 
 

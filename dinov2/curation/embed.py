@@ -132,7 +132,7 @@ class Embedder:
             results = [self._decode(row, first + start + i, read, to_pack=to_pack) for i, row in enumerate(chosen)]
             return self._encode(results)
 
-        with one_thread(), ThreadPoolExecutor(num_threads) as threads:
+        with one_thread(), lone_threads(num_threads) as threads:
             return joined(list(threads.map(batch, starts)))
 
     def _decode(self, row: Row, index: int, read: Read, *, to_pack: bool) -> Decoded | dict[str, Any]:
@@ -186,6 +186,11 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def lone_threads(num: int) -> ThreadPoolExecutor:
+    """Threads that compute alone each: OpenMP asks every new thread anew how many it may take."""
+    return ThreadPoolExecutor(num, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def middle(image: Image) -> UInt8[np.ndarray, "_ _ 3"]:

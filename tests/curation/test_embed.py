@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from dinov2.curation.descriptors import EMBEDDED, Kind, SetName, read_descriptors, read_embedded
-from dinov2.curation.embed import Block, middle, save_block
+from dinov2.curation.embed import Backbone, Block, lone_threads, middle, one_thread, save_block, unit
 from dinov2.curation.finish import repeated
 from dinov2.curation.params import NetworkParams, OursParams, SSCDParams, ThumbnailParams
 from dinov2.data.decode import decode_rgb
@@ -339,6 +341,25 @@ def test_semantic_descriptors_of_a_network_in_a_file(tmp_path: Path, store: Stor
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=2e-3)
 
 
+def test_a_new_thread_computes_alone() -> None:
+    matrix = torch.randn(600, 600)
+
+    def seconds(_: int) -> tuple[float, float]:
+        process, thread = time.process_time(), time.thread_time()
+        for _ in range(20):
+            matrix @ matrix
+        return time.process_time() - process, time.thread_time() - thread
+
+    torch.set_num_threads(2)
+    try:
+        with one_thread(), lone_threads(1) as threads:
+            process, thread = next(threads.map(seconds, [0]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert process < 1.3 * thread + 0.02
+
+
 def test_strips_are_described_by_their_middle() -> None:
     image = np.zeros((2, 100, 3), np.uint8)
     image[:, 42:58] = 1
@@ -403,3 +424,13 @@ def test_dedup_that_leaves_nothing_is_refused(
 
 def _first_copy_block(embed: Path) -> list[str]:
     return json.loads((embed / "embeddings.json").read_text())["evaluation"]["copy"]
+
+
+@pytest.mark.gpu
+def test_backbone_on_a_gpu_equals_the_cpu(inputs: dict[str, Path]) -> None:
+    images = [np.asarray(picture(number)) for number in range(5)]
+    rows = []
+    for device in ("cpu", "cuda"):
+        encoder = Backbone(inputs["bootstrap"], bfloat16=False, device=torch.device(device), turn=nullcontext())
+        rows.append(unit(encoder.encode([encoder.prepare(image) for image in images]))[0])
+    np.testing.assert_allclose(rows[1], rows[0], atol=2e-3)
