@@ -38,7 +38,6 @@ from dinov2.store import Store, StoreParams
 from tasks.embed import PHASES, EmbedParams
 from tasks.fan_out import make_parts
 
-ROUNDS = 3
 BLOCK_ROWS, BATCH = 32, 8
 THUMBNAIL = {"kind": "thumbnail", "size_px": 16, "dims": 128, "shrinkage": 0.1}
 VIT = {
@@ -163,11 +162,11 @@ def measure(case: Case, root: Path, work: Path, way: Way) -> Run:
     return Run(max(ended) - min(started), sum(cpu_s), max(peak_gib))
 
 
-def table(case: Case, root: Path) -> Iterator[str]:
+def table(case: Case, root: Path, rounds: int) -> Iterator[str]:
     """Images a second of every way, the median of the rounds."""
     num = len(read_table(root / "filter/manifest.parquet", MANIFEST)) + 2
     runs: dict[Way, list[Run]] = defaultdict(list)
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for way in WAYS:
             runs[way].append(measure(case, root, root / f"work-{turn}-{way.workers}-{way.threads}", way))
             print(case.name, way, runs[way][-1], file=sys.stderr)
@@ -237,16 +236,18 @@ def main() -> None:
     parser.add_argument("--images", type=Path, nargs="+", required=True)
     parser.add_argument("--sscd")
     parser.add_argument("--input", choices=["float_nchw", "uint8_nhwc"], default="float_nchw")
+    parser.add_argument("--rounds", type=int, default=3, help="of all ways (default: %(default)s)")
+    parser.add_argument("--num", type=int, nargs=2, default=[1024, 64], help="photographs a case (1024 64)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    cases = [Case("Thumbnails and the demo's ViT", SMALL, THUMBNAIL, 1024)]
+    cases = [Case("Thumbnails and the demo's ViT", SMALL, THUMBNAIL, options.num[0])]
     if options.sscd is not None:
         file = in_package(options.sscd, "--sscd") if options.sscd.startswith(PACKAGE) else Path(options.sscd)
         about = {"kind": "sscd", "path": options.sscd, "sha256": sha256_file(file), "input": options.input}
-        cases.append(Case("SSCD and ViT-S/14", VIT_S, {**about, "resize": "square", "size_px": 320}, 64))
+        cases.append(Case("SSCD and ViT-S/14", VIT_S, {**about, "resize": "square", "size_px": 320}, options.num[1]))
     lines = [
         f"Printed by `python benchmarks/embed_scaling.py`, {os.cpu_count()} cores, load at the start "
-        f"{os.getloadavg()[0]:.1f}; {ROUNDS} rounds of each way, in turns.",
+        f"{os.getloadavg()[0]:.1f}; {options.rounds} rounds of each way, in turns.",
         "",
     ]
     for case in cases:
@@ -254,8 +255,8 @@ def main() -> None:
             root = Path(folder)
             pack(options.images, case.num, root)
             save_random(validate(ViTParams, case.backbone, where="backbone"), root / "bootstrap")
-            lines += [*table(case, root), *shares(case, root)]
-    options.out.write_text("\n".join(lines).rstrip() + "\n")
+            lines += [*table(case, root, options.rounds), *shares(case, root)]
+        options.out.write_text("\n".join(lines).rstrip() + "\n")
     print("\n".join(lines))
 
 

@@ -76,7 +76,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 @pytest.mark.timeout(600)
 def test_a_killed_worker_and_another_number_of_workers_change_no_byte(folder: Path) -> None:
     first = start(folder, "one")
-    assert first.wait(250) == 0, (folder / "log").read_text()
+    assert first.wait() == 0, (folder / "log").read_text()
     (work,) = (folder / "work/embed").glob("*/made")
     work.parent.rename(folder / "aside")
     text = (folder / "params.yaml").read_text()
@@ -88,11 +88,11 @@ def test_a_killed_worker_and_another_number_of_workers_change_no_byte(folder: Pa
     family = [psutil.Process(stopped.pid), *psutil.Process(stopped.pid).children(recursive=True)]
     for process in reversed(family[1:]):
         process.send_signal(signal.SIGKILL)
-    assert stopped.wait(100) == 1
+    assert stopped.wait() == 1
     made = len(list((folder / "work/embed").glob("*/made/embed/*")))
     assert made < 39
     second = start(folder, "two")
-    assert second.wait(250) == 0, (folder / "log").read_text()
+    assert second.wait() == 0, (folder / "log").read_text()
     assert outputs(folder / "one") == outputs(folder / "two")
     counts = json.loads((folder / "two/record.json").read_text())["counts"]
     assert counts == {"num_in": 140, "num_kept": 140, "dropped": {}}
