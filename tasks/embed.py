@@ -16,7 +16,6 @@ Cost:  every image decoded once, one forward each; a part is a block of `block_r
 
 import logging
 import sys
-from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,7 +86,8 @@ def embed_block(
     span = sets.spans(params.block_rows)[part]
     rows = sets.rows(span)
     embedder = _embedder(bootstrap, params)  # pyright: ignore[reportArgumentType] - frozen params can be hashed
-    block = embedder.block(rows, sets.reader(span.name, store), first=span.start, to_pack=span.name == "seeds")
+    with sets.reader(span.name, store) as read:
+        block = embedder.block(rows, read, first=span.start, to_pack=span.name == "seeds")
     wrong = {rows[lost["index"] - span.start]["shard"] for lost in block.removed if lost["reason"] == "wrong_bytes"}
     for shard in sorted(wrong):
         log.warning("shard %s does not hold what the manifest says; those images are left out (wrong_bytes)", shard)
@@ -134,16 +134,14 @@ def finish_block(
 
     sets = _sets(filter, seeds, evaluation, work)
     span = sets.spans(params.block_rows)[part]
-    pack: Callable[..., list[dict[str, object]]] | None = None
-    if span.name == "seeds":
+    with sets.reader(span.name, store) as read:
         folder = span.file(work / "packing", "")
-        pack = partial(
-            pack_images, read=sets.reader("seeds", store), store=store, folder=folder, shard_mb=params.shard_mb
-        )
-    finish_block(
-        span, sets.rows(span),
-        params=params.copy_descriptor, work=work, store=store, drop_repeated=span.name != "evaluation", pack=pack,
-    )  # fmt: skip
+        pack = partial(pack_images, read=read, store=store, folder=folder, shard_mb=params.shard_mb)
+        finish_block(
+            span, sets.rows(span),
+            params=params.copy_descriptor, work=work, store=store, drop_repeated=span.name != "evaluation",
+            pack=pack if span.name == "seeds" else None,
+        )  # fmt: skip
 
 
 PHASES = (

@@ -5,7 +5,8 @@ walking the folder again.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,9 +95,15 @@ class Sets:
         rows = read_rows(self.table(span.name), schema, span.start, span.stop)
         return [{**dict.fromkeys(EMBEDDED.names), **row} for row in rows]
 
-    def reader(self, name: SetName, store: Store) -> Callable[[Mapping[str, Any]], bytes]:
+    @contextmanager
+    def reader(self, name: SetName, store: Store) -> Iterator[Callable[[Mapping[str, Any]], bytes]]:
         """Gives the bytes of a row's image; raises OSError where they can't be had."""
-        if name == "pool":
-            return ShardReader(store).read
-        folder = self.folder(name)
-        return lambda row: (folder / row["path"]).read_bytes()
+        if name != "pool":
+            folder = self.folder(name)
+            yield lambda row: (folder / row["path"]).read_bytes()
+            return
+        shards = ShardReader(store)
+        try:
+            yield shards.read
+        finally:
+            shards.close()
