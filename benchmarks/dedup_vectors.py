@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinov2.curation.params import ThumbnailParams
-from dinov2.curation.thumbnail import Thumbnails
+from dinov2.curation.thumbnail import Thumbnails, fit, moments, whiten
 
 DIMS = 512
 COPY_SHARE = 0.15
@@ -51,7 +51,8 @@ def drawn(kind: str, num: int) -> NDArray[np.float16]:
 def thumbnails(folders: list[Path], num: int) -> NDArray[np.float16]:
     """Whitened thumbnails of all images and of varied copies of them, `num` in all; seed 0."""
     paths = [path for folder in folders for path in sorted(folder.rglob("*.jpg"))]
-    encoder = Thumbnails(ThumbnailParams(kind="thumbnail", size_px=16, dims=DIMS, shrinkage=0.1))
+    params = ThumbnailParams(kind="thumbnail", size_px=16, dims=DIMS, shrinkage=0.1)
+    encoder = Thumbnails(params)
     rng = np.random.Generator(np.random.PCG64(0))
     encoded = np.empty((num, 768), np.float32)
     for place, copies in enumerate(np.array_split(np.arange(num), len(paths))):
@@ -61,8 +62,7 @@ def thumbnails(folders: list[Path], num: int) -> NDArray[np.float16]:
         for number, row in enumerate(copies):
             view = original if number == 0 else _varied(original, rng)
             encoded[row] = encoder.prepare(np.asarray(view.resize((WORKING_PX, WORKING_PX), Image.Resampling.BOX)))
-    encoder.fit([encoded])
-    return encoder.finish(encoded).astype(np.float16)
+    return _unit(whiten(encoded, fit(moments(encoded), params))).astype(np.float16)
 
 
 def _varied(image: Image.Image, rng: np.random.Generator) -> Image.Image:

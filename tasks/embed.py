@@ -5,56 +5,156 @@ In:    --filter manifest.parquet (the pool); --bootstrap a backbone; --seeds and
 Out:   {pool,seeds,evaluation}.parquet   EMBEDDED: the images that could be embedded; the seeds are packed into shards
        embeddings.json                   {set: {copy: [blob, ...], semantic: [blob, ...]}}: float16 rows of unit length,
                                          aligned with those tables
-       removed/<set>.parquet             REMOVED: images that can't be read, and seeds whose bytes came before
+       removed/<set>.parquet             REMOVED: unreadable | wrong_bytes (not those of the id) | undecodable |
+                                         format_not_packed (seeds) | no_descriptor (NaN or zero) | duplicate
        blobs.json                        the blobs of descriptors and of the seeds' shards
 Run:   python -m tasks.embed --filter data/filter --bootstrap data/bootstrap --seeds inputs/demo/seeds \
            --evaluation inputs/demo/evaluation --out data/embed
-Cost:  every image decoded once, one forward each; a killed run loses one block
+Cost:  every image decoded once, one forward each; a part is a block of `block_rows` images, which is what a kill loses.
+       A worker holds its networks, a block's rows, and `batch_size` prepared images and their activations a core
 """
 
 import logging
 import sys
-from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from dinov2.curation.descriptors import EMBEDDED
-from dinov2.curation.params import CopyParams
+from dinov2.curation.params import CopyParams, SemanticParams, ThumbnailParams
+from dinov2.curation.sets import NAMES, Sets
 from dinov2.params import InputError, Params
-from dinov2.records import MANIFEST, REMOVED, Summary, count_reasons, read_table, write_json, write_table
+from dinov2.records import Summary, write_json
 from dinov2.store import Store
+from tasks.fan_out import Phase
 from tasks.stage import main
 
 if TYPE_CHECKING:
-    from dinov2.data.sources import FolderSource
+    from dinov2.curation.embed import Embedder
+    from dinov2.curation.finish import Gathered
 
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 class EmbedParams(Params):
     """How images are embedded."""
 
+    semantic: SemanticParams
+    """What an image shows: `kind: ours` (the backbone), `torchscript` or `onnx`."""
     copy_descriptor: CopyParams
     """What copies are found by: `kind: thumbnail` or `kind: sscd`."""
     block_rows: Annotated[int, Field(gt=0)]
-    """Images in a block: what is lost at most when the stage is killed."""
+    """Images in a block: a part of the work, and what is lost at most when it is killed."""
     batch_size: Annotated[int, Field(gt=0)]
-    """Images in a forward pass."""
-    precision: Literal["fp32", "bf16"]
-    """Arithmetic of the backbone."""
+    """Images that a thread decodes and embeds at once."""
     shard_mb: Annotated[int, Field(gt=0)]
-    """Size at which a shard of seeds is finished."""
+    """Size at which a shard of seeds is finished; the last one of a block is smaller."""
+
+
+def count_blocks(
+    params: EmbedParams,
+    *,
+    filter: Path,  # noqa: A002 - the stage's name
+    seeds: Path,
+    evaluation: Path,
+    work: Path,
+    store: Store,
+) -> int:
+    """Number of blocks of all sets; lists the folders and sees that no shard is absent."""
+    sets = _sets(filter, seeds, evaluation, work)
+    sets.prepare(store)
+    return len(sets.spans(params.block_rows))
+
+
+def embed_block(
+    part: int,
+    params: EmbedParams,
+    *,
+    filter: Path,  # noqa: A002
+    bootstrap: Path,
+    seeds: Path,
+    evaluation: Path,
+    work: Path,
+    store: Store,
+) -> None:
+    """Decode and embed one block into work/blocks/."""
+    from dinov2.curation.embed import save_block  # imported in the job, not in the submitting process
+
+    sets = _sets(filter, seeds, evaluation, work)
+    span = sets.spans(params.block_rows)[part]
+    rows = sets.rows(span)
+    embedder = _embedder(bootstrap, params)  # pyright: ignore[reportArgumentType] - frozen params can be hashed
+    with sets.reader(span.name, store) as read:
+        block = embedder.block(rows, read, first=span.start, to_pack=span.name == "seeds")
+    wrong = {rows[lost["index"] - span.start]["shard"] for lost in block.removed if lost["reason"] == "wrong_bytes"}
+    for shard in sorted(wrong):
+        log.warning("shard %s does not hold what the manifest says; those images are left out (wrong_bytes)", shard)
+    is_thumbnail = isinstance(params.copy_descriptor, ThumbnailParams)
+    save_block(span.file(work / "blocks", ".npz"), block, with_moments=is_thumbnail and span.name == "pool")
+
+
+@lru_cache(maxsize=1)  # a worker embeds many blocks
+def _embedder(bootstrap: Path, params: EmbedParams) -> "Embedder":
+    from dinov2.curation.embed import Embedder
+
+    return Embedder(bootstrap, params.semantic, params.copy_descriptor, batch_size=params.batch_size)
+
+
+def count_one() -> int:
+    """All blocks are looked at in one part."""
+    return 1
+
+
+def fit_copies(
+    part: int, params: EmbedParams, *, filter: Path, seeds: Path, evaluation: Path, work: Path  # noqa: A002
+) -> None:
+    """Find repeated images and, for thumbnails, the whitening; into work/fitted/."""
+    from dinov2.curation.finish import fit
+
+    sets = _sets(filter, seeds, evaluation, work)
+    spans = sets.spans(params.block_rows)
+    blocks = {name: [span.file(work / "blocks", ".npz") for span in spans if span.name == name] for name in NAMES}
+    fit(blocks, params.copy_descriptor, work / "fitted", num_rows={name: sets.size(name) for name in NAMES})
+
+
+def finish_block(
+    part: int,
+    params: EmbedParams,
+    *,
+    filter: Path,  # noqa: A002
+    seeds: Path,
+    evaluation: Path,
+    work: Path,
+    store: Store,
+) -> None:
+    """Put the descriptors of one block into the store, and the images of seeds; tables go to work/finished/."""
+    from dinov2.curation.finish import finish_block, pack_images
+
+    sets = _sets(filter, seeds, evaluation, work)
+    span = sets.spans(params.block_rows)[part]
+    with sets.reader(span.name, store) as read:
+        folder = span.file(work / "packing", "")
+        pack = partial(pack_images, read=read, store=store, folder=folder, shard_mb=params.shard_mb)
+        finish_block(
+            span, sets.rows(span),
+            params=params.copy_descriptor, work=work, store=store, drop_repeated=span.name != "evaluation",
+            pack=pack if span.name == "seeds" else None,
+        )  # fmt: skip
+
+
+PHASES = (
+    Phase("embed", count_blocks, embed_block),
+    Phase("fit", count_one, fit_copies),
+    Phase("finish", count_blocks, finish_block),
+)
 
 
 def run(
     params: EmbedParams,
     *,
-    filter: Path,  # noqa: A002 - the stage's name
+    filter: Path,  # noqa: A002
     bootstrap: Path,
     seeds: Path,
     evaluation: Path,
@@ -62,109 +162,37 @@ def run(
     work: Path,
     store: Store,
 ) -> Summary:
-    """Embed the three sets block by block, then fit and finish the copy descriptors."""
-    # imported in the job, not in the submitting process
-    from dinov2.curation.embed import Embedder, embed_blocks, finish_set, fit
-    from dinov2.data.sources import FolderSource, ShardSource
-    from dinov2.shards import ShardReader
+    """Join what the parts made."""
+    from dinov2.curation.finish import gather
 
-    pool = read_table(filter / "manifest.parquet", MANIFEST)
-    if not pool:
-        raise InputError(f"{filter} kept no image; lower the thresholds of filter, or crawl other pages")
-    store.check((row["shard"] for row in pool), needed_by=filter / "manifest.parquet")
-    embedder = Embedder(
-        bootstrap, params.copy_descriptor, batch_size=params.batch_size, bfloat16=params.precision == "bf16"
-    )
-    reader = ShardReader(store)
-    folders = {"seeds": FolderSource(seeds), "evaluation": FolderSource(evaluation)}
-    sources = {"pool": ShardSource(pool, reader), **folders}
-    blocks = {
-        name: embed_blocks(
-            embedder, source, name,
-            block_rows=params.block_rows, to_pack=name == "seeds", folder=work / "blocks",
-        )
-        for name, source in sources.items()
-    }
-    reader.close()
-    fit(embedder, blocks["pool"])
-    rows: dict[str, list[Row]] = {}
-    removed: dict[str, list[Row]] = {}
-    blobs: dict[str, dict[str, list[str]]] = {}
-    for name, paths in blocks.items():
-        done = finish_set(embedder, paths, store=store, work=work, drop_repeated=name != "evaluation")
-        origin = pool if name == "pool" else _folder_rows(folders[name])
-        rows[name] = [_joined(origin[sample["index"]], sample) for sample in done.samples]
-        removed[name] = [_lost(origin[sample["index"]], sample) for sample in done.removed]
-        blobs[name] = done.blobs
-        if not rows[name]:
-            raise InputError(f"none of the {len(origin)} images of {name} can be read ({count_reasons(removed[name])})")
-        if name != "pool" and removed[name]:
-            log.warning("%s: left out %s, listed in removed/%s.parquet", name, count_reasons(removed[name]), name)
-    rows["seeds"] = _pack(rows["seeds"], seeds, params.shard_mb, work, store)
-    _write(rows, removed, blobs, out, store)
+    sets = _sets(filter, seeds, evaluation, work)
+    spans = sets.spans(params.block_rows)
+    done: dict[str, Gathered] = {}
+    for name in NAMES:
+        gathered = done[name] = gather([span for span in spans if span.name == name], work, out)
+        if not gathered.num_kept:
+            why = ", ".join(f"{num} {reason}" for reason, num in gathered.removed.items())
+            raise InputError(f"none of the images of {name} can be embedded ({why}); give others")
+        if gathered.removed:
+            log.warning("%s: left out %s, listed in removed/%s.parquet", name, gathered.removed, name)
+    write_json(out / "embeddings.json", {name: gathered.blobs for name, gathered in done.items()})
+    blobs = [blob for gathered in done.values() for kind in gathered.blobs.values() for blob in kind]
+    store.pin(out, [*blobs, *done["seeds"].shards])
     return Summary(
-        num_in=len(pool),
-        num_kept=len(rows["pool"]),
-        dropped=count_reasons(removed["pool"]),
+        num_in=sets.size("pool"),
+        num_kept=done["pool"].num_kept,
+        dropped=done["pool"].removed,
         metrics={
-            "num_seeds": len(rows["seeds"]),
-            "num_seeds_removed": len(removed["seeds"]),
-            "num_evaluation": len(rows["evaluation"]),
-            "num_evaluation_removed": len(removed["evaluation"]),
+            "num_seeds": done["seeds"].num_kept,
+            "num_seeds_removed": sum(done["seeds"].removed.values()),
+            "num_evaluation": done["evaluation"].num_kept,
+            "num_evaluation_removed": sum(done["evaluation"].removed.values()),
         },
     )
 
 
-def _write(
-    rows: dict[str, list[Row]],
-    removed: dict[str, list[Row]],
-    blobs: dict[str, dict[str, list[str]]],
-    out: Path,
-    store: Store,
-) -> None:
-    """Tables, the index of descriptors, and what they need from the store."""
-    for name, samples in rows.items():
-        write_table(out / f"{name}.parquet", EMBEDDED, samples)
-        write_table(out / "removed" / f"{name}.parquet", REMOVED, removed[name])
-    write_json(out / "embeddings.json", blobs)
-    descriptors = [blob for kinds in blobs.values() for names in kinds.values() for blob in names]
-    store.pin(out, [*descriptors, *(row["shard"] for row in rows["seeds"])])
-
-
-def _folder_rows(source: "FolderSource") -> list[Row]:
-    """Rows of MANIFEST of a folder's images, as far as their path tells them."""
-    unknown = dict.fromkeys(EMBEDDED.names)
-    return [{**unknown, "path": source.id(i), "label": source.label(i)} for i in range(len(source))]
-
-
-def _joined(origin: Row, sample: Row) -> Row:
-    """The row of an embedded image. Raises InputError if its bytes are not those that the manifest promised."""
-    if origin["id"] not in (None, sample["id"]):
-        raise InputError(
-            f"shard {origin['shard']} holds other bytes at {origin['offset']} than the manifest says (image "
-            f"{origin['id']}); run download and filter again"
-        )
-    about = {name: sample[name] for name in ("id", "mime", "width", "height", "length")}
-    return {**dict.fromkeys(EMBEDDED.names), **origin, **about}
-
-
-def _lost(origin: Row, sample: Row) -> Row:
-    return {
-        "id": origin["id"] or sample.get("id"),
-        "url": origin["url"] or origin.get("path"),
-        "reason": sample["reason"],
-        "witness_id": sample.get("witness_id"),
-    }
-
-
-def _pack(rows: Sequence[Row], seeds: Path, shard_mb: int, work: Path, store: Store) -> list[Row]:
-    """Copy the seeds into shards, so that later stages read them like the pool; rows with their places."""
-    from dinov2.shards import ShardWriter
-
-    with ShardWriter(store, work / "seed-shards", shard_mb=shard_mb) as writer:
-        for row in rows:
-            writer.add((seeds / row["path"]).read_bytes(), row)
-    return writer.rows
+def _sets(filter_out: Path, seeds: Path, evaluation: Path, work: Path) -> Sets:
+    return Sets(filter_out / "manifest.parquet", seeds, evaluation, work / "listed")
 
 
 if __name__ == "__main__":

@@ -26,20 +26,68 @@ class ThumbnailParams(Params):
 
 
 class SSCDParams(Params):
-    """Copy descriptors from a self-supervised copy detection network (SSCD, arXiv 2202.10261)."""
+    """Copy descriptors from a self-supervised copy detection network (SSCD, arXiv 2202.10261), used as published."""
 
     kind: Literal["sscd"]
     path: str
-    """TorchScript (.pt) or ONNX (.onnx) file."""
+    """TorchScript (.pt) or ONNX (.onnx) file, or `package:<distribution>/<file>`: one that a package carries."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of that file: it decides the result, so it is part of the params."""
     resize: Literal["short_side", "square"]
-    """Published: the shorter side to 288, images one by one; or to a square of 320, in batches."""
+    """Published: the shorter side to 288; or to a square of 320, all in one batch."""
     size_px: Annotated[int, Field(ge=32)]
     """That side."""
+    input: Literal["float_nchw", "uint8_nhwc"]
+    """What the file takes: normalised floats, as released, or bytes that it normalises itself."""
 
 
 CopyParams = Annotated[ThumbnailParams | SSCDParams, Field(discriminator="kind")]
+
+
+class OursParams(Params):
+    """Semantic descriptors from a backbone of this project: what `bootstrap` made, or another in its place."""
+
+    kind: Literal["ours"]
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of the backbone."""
+
+
+class NetworkParams(Params):
+    """Descriptors from a network in a file: where it is and what it takes."""
+
+    kind: Literal["torchscript", "onnx"]
+    """Format of the file."""
+    path: str
+    """The file, or `package:<distribution>/<file>`: one that an installed package carries."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of that file: it decides the result, so it is part of the params."""
+    resize: Literal["short_side", "square"]
+    """The shorter side to `size_px`, the aspect kept; or a square of that side. Always antialiased."""
+    size_px: Annotated[int, Field(ge=8)]
+    """That side."""
+    interpolation: Literal["bilinear", "bicubic"]
+    """Of the resizing."""
+    crop_px: Annotated[int, Field(ge=8)] | None
+    """Side of the middle square that is then cut out; null: nothing is cut off."""
+    input: Literal["float_nchw", "uint8_nhwc"]
+    """What the file takes: normalised floats, or bytes that it normalises itself."""
+    mean: tuple[float, float, float] | None
+    """Subtracted from RGB values in 0..1; null for bytes."""
+    std: tuple[float, float, float] | None
+    """What the difference is divided by; null for bytes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if {self.mean is None, self.std is None} != {self.input == "uint8_nhwc"}:
+            raise ValueError(f"mean and std belong to float_nchw and are null for uint8_nhwc; input is {self.input}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; give numbers above 0")
+        if self.crop_px is not None and self.crop_px > self.size_px:
+            raise ValueError(f"crop_px is {self.crop_px}, above the size_px of {self.size_px}; lower it")
+        return self
+
+
+SemanticParams = Annotated[OursParams | NetworkParams, Field(discriminator="kind")]
 
 
 class ClusterParams(Params):

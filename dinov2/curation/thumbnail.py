@@ -5,8 +5,9 @@ dark below) from making strangers similar. It stands a crop of a few percent, no
 take SSCD.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, reduce
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from dinov2.curation.params import ThumbnailParams
 from dinov2.params import InputError
+
+PART_ROWS = 4096
 
 
 def thumbnail(image: UInt8[np.ndarray, "h w 3"], size_px: int) -> Float[np.ndarray, " c"]:
@@ -39,13 +42,64 @@ def _area_weights(length_px: int, size_px: int) -> NDArray[np.float32]:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+class Moments(NamedTuple):
+    """Sums over rows, in float64; those of several blocks are added."""
+
+    num: int
+    total: Float[np.ndarray, " c"]
+    products: Float[np.ndarray, "c c"]
+
+
+def moments(rows: Float[np.ndarray, "n c"]) -> Moments:
+    """Of some thumbnails."""
+    zero = Moments(0, np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1])))
+    return added((Moments(len(part), part.sum(axis=0), part.T @ part) for part in _parts(rows)), zero)
+
+
+def added(blocks: Iterable[Moments], first: Moments) -> Moments:
+    """The sum of all, in their order."""
+    return reduce(lambda a, b: Moments(a.num + b.num, a.total + b.total, a.products + b.products), blocks, first)
+
+
+def _parts(rows: Float[np.ndarray, "n c"]) -> Iterator[Float[np.ndarray, "_ c"]]:
+    """The rows in float64, a few at a time."""
+    for start in range(0, len(rows), PART_ROWS):
+        yield rows[start : start + PART_ROWS].astype(np.float64)
+
+
+class Whitening(NamedTuple):
+    """What makes descriptors of thumbnails."""
+
+    mean: Float[np.ndarray, " c"]
+    projection: Float[np.ndarray, "c d"]
+
+
+def fit(pool: Moments, params: ThumbnailParams) -> Whitening:
+    """Whitening by the principal components of the pool's thumbnails.
+
+    Directions are scaled by 1 / sqrt(variance + shrinkage * mean variance), so that faint ones, which are mostly
+    compression noise, are not blown up. Raises InputError if there are fewer than two thumbnails.
+    """
+    if pool.num < 2:
+        raise InputError(f"the pool has {pool.num} images, too few to whiten thumbnails by; crawl more pages")
+    mean = pool.total / pool.num
+    variance, directions = np.linalg.eigh(pool.products / pool.num - np.outer(mean, mean))
+    chosen = np.argsort(-variance, kind="stable")[: params.dims]
+    variance, directions = np.clip(variance[chosen], 0, None), directions[:, chosen]
+    directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(chosen))])
+    return Whitening(mean, directions / np.sqrt(variance + params.shrinkage * variance.mean() + 1e-12))
+
+
+def whiten(rows: Float[np.ndarray, "n c"], by: Whitening) -> Float[np.ndarray, "n d"]:
+    """Whitened thumbnails; d = `dims`."""
+    return np.concatenate([((part - by.mean) @ by.projection).astype(np.float32) for part in _parts(rows)])
+
+
 class Thumbnails:
-    """The thumbnail encoder: `prepare` an image, `encode` a batch, `fit` on the pool, `finish` what was encoded."""
+    """An encoder that needs no weights: `prepare` an image, `encode` some of them."""
 
     def __init__(self, params: ThumbnailParams) -> None:
         self.params = params
-        self.mean: NDArray[np.float64] | None = None
-        self.projection: NDArray[np.float64] | None = None
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, " c"]:
         """The thumbnail."""
@@ -54,29 +108,3 @@ class Thumbnails:
     def encode(self, prepared: Sequence[Float[np.ndarray, " c"]]) -> Float[np.ndarray, "n c"]:
         """Thumbnails as rows."""
         return np.stack(prepared)
-
-    def fit(self, blocks: Iterable[Float[np.ndarray, "_ c"]]) -> None:
-        """Principal components of the pool's thumbnails, summed in float64 in the order of the blocks.
-
-        Directions are scaled by 1 / sqrt(variance + shrinkage * mean variance), so that faint ones, which are mostly
-        compression noise, are not blown up. Raises InputError if there are fewer than two thumbnails.
-        """
-        total, products, count = 0.0, 0.0, 0
-        for block in blocks:
-            rows = block.astype(np.float64)
-            total, products, count = total + rows.sum(axis=0), products + rows.T @ rows, count + len(rows)
-        if count < 2:
-            raise InputError(f"the pool has {count} images, too few to whiten thumbnails by; crawl more pages")
-        mean = np.asarray(total / count)
-        variance, directions = np.linalg.eigh(np.asarray(products) / count - np.outer(mean, mean))
-        chosen = np.argsort(-variance, kind="stable")[: self.params.dims]
-        variance, directions = np.clip(variance[chosen], 0, None), directions[:, chosen]
-        directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(chosen))])
-        self.mean = mean
-        self.projection = directions / np.sqrt(variance + self.params.shrinkage * variance.mean() + 1e-12)
-
-    def finish(self, encoded: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n d"]:
-        """Whitened, of unit length; d = `dims`."""
-        assert self.mean is not None and self.projection is not None, "fit comes first"
-        whitened = (encoded.astype(np.float64) - self.mean) @ self.projection
-        return (whitened / np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12)).astype(np.float32)

@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinov2.curation.embed import unit
 from dinov2.curation.params import ThumbnailParams
-from dinov2.curation.thumbnail import Thumbnails, thumbnail
+from dinov2.curation.thumbnail import Thumbnails, Whitening, added, fit, moments, thumbnail, whiten
 from dinov2.params import InputError
 
 PARAMS = ThumbnailParams(kind="thumbnail", size_px=16, dims=64, shrinkage=0.1)
@@ -27,8 +28,15 @@ def photographs(num: int) -> list[Image.Image]:
     return pictures
 
 
-def descriptors(encoder: Thumbnails, images: list[Image.Image]) -> NDArray[np.float32]:
-    return encoder.finish(encoder.encode([encoder.prepare(np.asarray(image)) for image in images]))
+def thumbnails(images: list[Image.Image]) -> NDArray[np.float32]:
+    encoder = Thumbnails(PARAMS)
+    return encoder.encode([encoder.prepare(np.asarray(image)) for image in images])
+
+
+def descriptors(whitening: Whitening, images: list[Image.Image]) -> NDArray[np.float32]:
+    rows, can_be_unit = unit(whiten(thumbnails(images), whitening))
+    assert can_be_unit.all()
+    return rows
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -43,41 +51,38 @@ def originals() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def encoder(originals: list[Image.Image]) -> Thumbnails:
-    fitted = Thumbnails(PARAMS)
-    thumbnails = np.stack([fitted.prepare(np.asarray(image)) for image in originals])
-    fitted.fit([thumbnails[:90], thumbnails[90:]])
-    return fitted
+def whitening(originals: list[Image.Image]) -> Whitening:
+    rows = thumbnails(originals)
+    return fit(added([moments(rows[90:])], moments(rows[:90])), PARAMS)
 
 
-def test_copies_are_close(encoder: Thumbnails, originals: list[Image.Image]) -> None:
-    original = descriptors(encoder, originals)
+def test_copies_are_close(whitening: Whitening, originals: list[Image.Image]) -> None:
+    original = descriptors(whitening, originals)
     makers = {
         "re-encoded": (lambda image: jpeg(image, 30), 0.95),
         "half size": (lambda image: image.resize((80, 60)), 0.95),
         "cropped": (lambda image: image.crop((3, 2, 157, 118)), 0.8),
     }
     for name, (make, least) in makers.items():
-        cosine = (original * descriptors(encoder, [make(image) for image in originals])).sum(axis=1)
+        cosine = (original * descriptors(whitening, [make(image) for image in originals])).sum(axis=1)
         assert cosine.min() > least, name
 
 
-def test_other_photographs_are_far(encoder: Thumbnails, originals: list[Image.Image]) -> None:
-    original = descriptors(encoder, originals)
+def test_other_photographs_are_far(whitening: Whitening, originals: list[Image.Image]) -> None:
+    original = descriptors(whitening, originals)
     cosine = (original @ original.T)[np.triu_indices(len(original), 1)]
     assert cosine.max() < 0.7
 
 
-def test_descriptors_are_of_unit_length(encoder: Thumbnails, originals: list[Image.Image]) -> None:
+def test_descriptors_are_of_unit_length(whitening: Whitening, originals: list[Image.Image]) -> None:
     flat = Image.new("RGB", (50, 40), (10, 200, 30))
-    lengths = np.linalg.norm(descriptors(encoder, [*originals[:5], flat]), axis=1)
+    lengths = np.linalg.norm(descriptors(whitening, [*originals[:5], flat]), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
 
 
-def test_fit_does_not_depend_on_how_the_pool_is_cut(encoder: Thumbnails, originals: list[Image.Image]) -> None:
-    whole = Thumbnails(PARAMS)
-    whole.fit([np.stack([whole.prepare(np.asarray(image)) for image in originals])])
-    cosine = (descriptors(encoder, originals[:20]) * descriptors(whole, originals[:20])).sum(axis=1)
+def test_fit_does_not_depend_on_how_the_pool_is_cut(whitening: Whitening, originals: list[Image.Image]) -> None:
+    whole = fit(moments(thumbnails(originals)), PARAMS)
+    cosine = (descriptors(whitening, originals[:20]) * descriptors(whole, originals[:20])).sum(axis=1)
     np.testing.assert_allclose(cosine, 1, atol=1e-5)
 
 
@@ -88,10 +93,10 @@ def test_thumbnail_averages_equal_areas() -> None:
     np.testing.assert_allclose(cells, np.broadcast_to(np.array([-1, 1])[None, :, None], (2, 2, 3)), atol=1e-6)
 
 
-def test_fit_on_one_image_is_refused() -> None:
-    encoder = Thumbnails(PARAMS)
-    with pytest.raises(InputError, match="the pool has 1 images"):
-        encoder.fit([np.zeros((1, 768), np.float32)])
+@pytest.mark.parametrize("num", [0, 1])
+def test_fit_on_one_image_is_refused(num: int) -> None:
+    with pytest.raises(InputError, match=f"the pool has {num} images"):
+        fit(moments(np.zeros((num, 768), np.float32)), PARAMS)
 
 
 def test_more_dims_than_numbers_are_refused() -> None:
