@@ -39,6 +39,8 @@ class SSCDParams(Params):
     """That side."""
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 CopyParams = Annotated[ThumbnailParams | SSCDParams, Field(discriminator="kind")]
 
 
