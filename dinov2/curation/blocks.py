@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from dinov2.curation.descriptors import LENGTH_TOLERANCE, Kind, SetName, read_embedded
+from dinov2.distributed import all_reduce_sum, rank, world_size
 from dinov2.params import InputError
 from dinov2.store import Store
 
@@ -41,6 +43,22 @@ def rows_of(blocks: Blocks, number: int) -> Int[np.ndarray, " r"]:
     return np.arange(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, blocks.num_rows()))
 
 
+def unusable(blocks: Blocks) -> Int[np.ndarray, " r"]:
+    """Rows that are not of unit length, so that they can't be compared: NaN is one. To be called by all processes."""
+    wrong = torch.zeros(blocks.num_rows(), dtype=torch.uint8)
+    for number in range(rank(), num_blocks(blocks), world_size()):
+        rows = rows_of(blocks, number)
+        lengths = np.linalg.norm(blocks.take(rows).astype(np.float32), axis=1)
+        wrong[rows[0] : rows[-1] + 1] = torch.from_numpy(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))
+    return np.flatnonzero(all_reduce_sum(wrong).numpy())
+
+
+def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """As float32, made exactly of unit length again after their rounding to float16."""
+    longer = vectors.astype(np.float32)
+    return longer / np.linalg.norm(longer, axis=1, keepdims=True)
+
+
 class InMemory:
     """Vectors of an array."""
 
@@ -68,20 +86,12 @@ class OnDisk:
         return len(self._places)
 
     def take(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
-        """Raises InputError for what is not of unit length, NaN too."""
         places = self._places[rows]
         files = np.searchsorted(self._starts, places, side="right") - 1
         taken = np.empty((len(rows), self._open(0).shape[1]), np.float16)
         for file in np.unique(files):
             mine = files == file
             taken[mine] = self._open(int(file))[places[mine] - self._starts[file]]
-        lengths = np.linalg.norm(taken.astype(np.float32), axis=1)
-        wrong = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))  # NaN is wrong too
-        if len(wrong):
-            raise InputError(
-                f"{self._files[files[wrong[0]]]}: {len(wrong)} descriptors are not of unit length (the first: "
-                f"{lengths[wrong[0]]}); run embed again"
-            )
         return taken
 
     def subset(self, rows: Int[np.ndarray, " r"]) -> "OnDisk":
@@ -121,4 +131,5 @@ def _length(file: Path, *, needed_by: Path) -> int:
     try:
         return len(np.load(file, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
-        raise InputError(f"{needed_by}: blob {file.name} is damaged ({error}); delete it and run embed again") from error
+        sentence = f"{needed_by}: blob {file.name} is damaged ({error}); delete it and run embed again"
+        raise InputError(sentence) from error

@@ -7,7 +7,6 @@ precision settles most vectors; those for which another centroid comes within it
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
