@@ -128,8 +128,8 @@ def _curate(
     reasons = dict.fromkeys(bad, "bad_descriptor") | {good[image]: why for image, why in chosen.left.items()}
     removed = [{"id": pool[row]["id"], "url": pool[row]["url"], "reason": reasons[row]} for row in sorted(reasons)]
     if rank() == 0:
-        np.save(out / "centroids.npy", chosen.centroids)
         write_table(out / "removed.parquet", REMOVED, removed)
+        np.save(out / "centroids.npy", chosen.centroids)
         write_json(out / "mixture.json", params.mixture)
         _gather(places, out, store)
         if params.choose.kind == "seeds":

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from dinov2.store import Store
 BLOCK_ROWS = 16384
 
 
+@runtime_checkable  # shapes and types are checked when tests run
 class Blocks(Protocol):
     """Vectors of unit length, in blocks of `BLOCK_ROWS` but for the last. Results may not depend on that number."""
 
