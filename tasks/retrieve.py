@@ -112,7 +112,7 @@ def _curate(
         seeds = [seeds[row] for row in usable]
         chosen = by_seeds(params.clusters, params.choose, blocks, seeds, seed_blocks, device=device)
     else:
-        chosen = balanced(params.clusters, params.choose, blocks, device)
+        seed_blocks, chosen = None, balanced(params.clusters, params.choose, blocks, device)
     rows = [{**pool_rows[image], **about} for image, about in chosen.taken.items()]
     if params.include_seeds:
         clusters = chosen.seed_clusters or [None] * len(seeds)
@@ -132,7 +132,7 @@ def _curate(
         np.save(out / "centroids.npy", chosen.centroids)
         write_json(out / "mixture.json", params.mixture)
         _gather(places, out, store)
-        if params.choose.kind == "seeds":
+        if seed_blocks is not None:
             page = _page(params, (pool_rows, blocks), (seeds, seed_blocks), chosen, store)
             (out / "inspect.html").write_text(page)
     return Summary(

@@ -1,6 +1,7 @@
 """Retrieval: who brings in what, by which rule; and the stage with its shards, manifest and page."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def params(**changes: int | float | None) -> SeededParams:
     return SeededParams.model_validate(values | changes)
 
 
-def choose(asked: SeededParams, sources: list[str | None]) -> Choices:
+def choose(asked: SeededParams, sources: Sequence[str | None]) -> Choices:
     """Seeds at 0, 40 and 200 degrees; the pool's last three images are in cluster 1, as is the last seed."""
     return retrieve(
         asked, seeds=Seeds(on_circle(0, 40, 200), sources, np.array([0, 0, 1], np.int32)),
