@@ -11,12 +11,13 @@ Out:   manifest.parquet   CURATED: the seeds (origin seed), then the chosen imag
        blobs.json         the shards
 Run:   python -m tasks.retrieve --dedup data/dedup --embed data/embed --out data/retrieve
 Cost:  k-means is n x num_clusters x d multiplications an iteration, the search n x seeds x d once; then one copy of the
-       chosen images. All of it is shared by the job's processes, with the same result for any number of them.
+       chosen images. All of it is shared by the job's processes, with the same result for any number of them, but not
+       by an array: k-means needs its processes to talk. Descriptors are read a block at a time, from where the store
+       is; the tables are read whole by every process, some 2 kB an image. It has not been run on a GPU yet.
 """
 
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 COLLECTIVE = True  # processes share k-means, the search and the packing
-POLL_S = 0.2
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -99,10 +99,11 @@ def _curate(
 ) -> Summary:  # fmt: skip
     """All of it, in every process; the first one writes."""
     import numpy as np
+    import torch
 
     from dinov2.curation.choose import balanced, by_seeds
     from dinov2.curation.packing import pack, packing_parts
-    from dinov2.distributed import rank, world_size
+    from dinov2.distributed import all_reduce_sum, rank, world_size
 
     good, blocks = _usable(pool, "pool", embed, store)
     bad = set(range(len(pool))) - set(good)
@@ -123,8 +124,10 @@ def _curate(
 
     parts = packing_parts(rows, params.shard_mb)
     places = [work / "packed" / f"{number:06d}.parquet" for number in range(len(parts))]
-    for number in range(rank(), len(parts), world_size()):
-        pack(parts[number], places[number], shard_mb=params.shard_mb, store=store)
+    for first in range(0, len(parts), world_size()):
+        for number in range(first + rank(), min(first + rank() + 1, len(parts))):
+            pack(parts[number], places[number], shard_mb=params.shard_mb, store=store)
+        all_reduce_sum(torch.zeros(1, device=device)).item()  # wait for each other, not for one that is gone
     reasons = dict.fromkeys(bad, "bad_descriptor") | {good[image]: why for image, why in chosen.left.items()}
     removed = [{"id": pool[row]["id"], "url": pool[row]["url"], "reason": reasons[row]} for row in sorted(reasons)]
     if rank() == 0:
@@ -207,11 +210,9 @@ def _page(
 
 
 def _gather(places: Sequence[Path], out: Path, store: Store) -> None:
-    """The manifest of all packed parts, when they are there; other processes may be at work on them."""
+    """The manifest of all packed parts."""
     from dinov2.curation.packing import packed
 
-    while not all(place.exists() for place in places):
-        time.sleep(POLL_S)
     rows = [row for place in places for row in packed(place)]
     write_table(out / "manifest.parquet", CURATED, rows)
     store.pin(out, {row["shard"] for row in rows})

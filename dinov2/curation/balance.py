@@ -45,17 +45,17 @@ def _level(
     points: Blocks, num_clusters: int, clusters: ClusterParams, balance: BalancedParams, device: torch.device
 ) -> NDArray[np.float32]:
     """Centroids of points; after the first k-means, of the few points of each cluster that are nearest its centroid."""
-    chosen = points
-    for again in range(balance.num_resamplings + 1):
-        centroids = spherical_kmeans(
-            chosen, num_clusters=num_clusters, num_iterations=clusters.num_iterations, seed=clusters.seed,
-            precision=clusters.precision, device=device,
-        ).centroids  # fmt: skip
-        if again < balance.num_resamplings:
-            index, cosine = assign(points, centroids, precision=clusters.precision, device=device)
-            quota = np.full(len(centroids), balance.num_resampled)
-            chosen = points.subset(np.flatnonzero(first_of_each(index, -cosine, quota)))
-            log.info("resampled %d of %d points", chosen.num_rows(), points.num_rows())
+
+    def centroids_of(chosen: Blocks) -> NDArray[np.float32]:
+        asked = clusters.model_copy(update={"num_clusters": num_clusters})
+        return spherical_kmeans(chosen, **asked.model_dump(), device=device).centroids
+
+    centroids = centroids_of(points)
+    for _ in range(balance.num_resamplings):
+        index, cosine = assign(points, centroids, precision=clusters.precision, device=device)
+        few = np.flatnonzero(first_of_each(index, -cosine, np.full(len(centroids), balance.num_resampled)))
+        log.info("%d of %d points stand for the rest", len(few), points.num_rows())
+        centroids = centroids_of(points.subset(few))
     return centroids
 
 
