@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dinov2.curation.descriptors import LENGTH_TOLERANCE, Kind, SetName, read_embedded
 from dinov2.distributed import all_reduce_sum, rank, world_size
@@ -34,20 +34,25 @@ class Blocks(Protocol):
         ...
 
 
-def num_blocks(blocks: Blocks) -> int:
-    """How many blocks there are."""
-    return -(-blocks.num_rows() // BLOCK_ROWS)
-
-
 def rows_of(blocks: Blocks, number: int) -> Int[np.ndarray, " r"]:
     """Numbers of the rows of a block."""
     return np.arange(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, blocks.num_rows()))
 
 
+def own_blocks(blocks: Blocks) -> range:
+    """Numbers of the blocks that are this process's."""
+    return range(rank(), -(-blocks.num_rows() // BLOCK_ROWS), world_size())
+
+
+def is_own(rows: Int[np.ndarray, " r"]) -> Bool[np.ndarray, " r"]:
+    """Whether rows lie in blocks of this process."""
+    return rows // BLOCK_ROWS % world_size() == rank()
+
+
 def unusable(blocks: Blocks) -> Int[np.ndarray, " r"]:
     """Rows that are not of unit length, so that they can't be compared: NaN is one. To be called by all processes."""
     wrong = torch.zeros(blocks.num_rows(), dtype=torch.uint8)
-    for number in range(rank(), num_blocks(blocks), world_size()):
+    for number in own_blocks(blocks):
         rows = rows_of(blocks, number)
         lengths = np.linalg.norm(blocks.take(rows).astype(np.float32), axis=1)
         wrong[rows[0] : rows[-1] + 1] = torch.from_numpy(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))
@@ -114,7 +119,10 @@ def open_blocks(embed: Path, name: SetName, kind: Kind, rows: Sequence[dict[str,
         raise InputError(f"{index} does not list {kind} descriptors of {name} ({error}); run embed again") from error
     store.check(names, needed_by=index)
     files = [store.local(blob) for blob in names]
-    lengths = [_length(file, needed_by=index) for file in files]
+    shapes = [_shape(file, needed_by=index) for file in files]
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise InputError(f"{index}: {kind} descriptors of {name} have several sizes, {shapes}; run embed again")
+    lengths = [shape[0] for shape in shapes]
     place = {row["id"]: number for number, row in enumerate(read_embedded(embed, name))}
     if sum(lengths) != len(place):
         raise InputError(f"{index}: {sum(lengths)} {kind} descriptors for {len(place)} images of {name}; embed again")
@@ -128,9 +136,9 @@ def open_blocks(embed: Path, name: SetName, kind: Kind, rows: Sequence[dict[str,
     return OnDisk(files, starts, np.array([place[row["id"]] for row in rows], np.int64))
 
 
-def _length(file: Path, *, needed_by: Path) -> int:
+def _shape(file: Path, *, needed_by: Path) -> tuple[int, ...]:
     try:
-        return len(np.load(file, mmap_mode="r", allow_pickle=False))
+        return np.load(file, mmap_mode="r", allow_pickle=False).shape
     except (ValueError, EOFError) as error:
         sentence = f"{needed_by}: blob {file.name} is damaged ({error}); delete it and run embed again"
         raise InputError(sentence) from error

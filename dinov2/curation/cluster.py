@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dinov2.curation.blocks import Blocks, num_blocks, rows_of
+from dinov2.curation.blocks import Blocks, own_blocks, rows_of
 from dinov2.curation.first_centroids import first_centroids
 from dinov2.curation.nearest import Centroids, on_grid
 from dinov2.curation.params import Precision
-from dinov2.distributed import all_reduce_sum, rank, world_size
+from dinov2.distributed import all_reduce_sum
 
 log = logging.getLogger(__name__)
 MAX_SIZE = 2**29  # vectors whose sum is exact
@@ -48,7 +48,7 @@ def spherical_kmeans(
     cluster each.
     """
     num = blocks.num_rows()
-    own = range(rank(), num_blocks(blocks), world_size())
+    own = own_blocks(blocks)
     centroids = first_centroids(blocks, min(num_clusters, num), seed, device)
     assignment = {number: torch.empty(0, dtype=torch.int32) for number in own}
     sums = np.zeros(centroids.shape, np.float64)
@@ -77,7 +77,7 @@ def assign(
     table = Centroids(torch.from_numpy(centroids).to(device), precision)
     index = torch.zeros(blocks.num_rows(), dtype=torch.int32, device=device)
     cosine = torch.zeros(blocks.num_rows(), dtype=torch.float32, device=device)
-    for number in range(rank(), num_blocks(blocks), world_size()):
+    for number in own_blocks(blocks):
         rows = rows_of(blocks, number)
         vectors = on_grid(torch.from_numpy(blocks.take(rows)).to(device)).float()
         nearest = table.nearest(vectors)

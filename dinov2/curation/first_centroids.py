@@ -10,12 +10,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dinov2.curation.blocks import BLOCK_ROWS, Blocks
+from dinov2.curation.blocks import Blocks, is_own
 from dinov2.curation.nearest import on_grid
-from dinov2.distributed import all_reduce_sum, rank, world_size
+from dinov2.distributed import all_reduce_sum
 
 SAMPLE_PER_CLUSTER = 16
-GROWTH = 4  # a draw adds one for every so many that there are
+GROWTH = 16  # one is drawn at a time up to here, then one for every so many that there are
 CHUNK_ROWS = 4096
 
 
@@ -32,13 +32,13 @@ def first_centroids(
     while len(chosen) < num_clusters:
         distance = np.minimum(distance, sample.distance(centroids[-1]))
         distance[chosen] = 0
-        num = min(num_clusters - len(chosen), 1 + len(chosen) // GROWTH)
+        num = min(num_clusters - len(chosen), max(1, len(chosen) // GROWTH))
         drawn = _draw(distance, num, rng.random())
         if len(drawn) == 0:  # fewer distinct vectors than clusters
             drawn = np.setdiff1d(np.arange(size), chosen)[: num_clusters - len(chosen)]
         chosen = np.concatenate([chosen, drawn])
         centroids.append(sample.take(drawn))
-    return torch.cat(centroids).cpu().numpy()
+    return torch.cat(centroids).float().cpu().numpy()
 
 
 def _draw(weights: NDArray[np.float64], num: int, offset: float) -> NDArray[np.int64]:
@@ -53,23 +53,22 @@ class _Sample:
     """Rows of the blocks, of which each process holds some."""
 
     def __init__(self, blocks: Blocks, rows: NDArray[np.int64], device: torch.device) -> None:
-        self.mine = torch.from_numpy(np.flatnonzero(rows // BLOCK_ROWS % world_size() == rank())).to(device)
-        vectors = blocks.take(rows[self.mine.cpu().numpy()])
-        self.vectors = on_grid(torch.from_numpy(vectors).to(device)).float()
+        self.mine = np.flatnonzero(is_own(rows))
+        vectors = blocks.take(rows[self.mine])
+        self.vectors = on_grid(torch.from_numpy(vectors).to(device)).double()
         self.size = len(rows)
 
     def take(self, places: NDArray[np.int64]) -> Tensor:
         """These vectors, in all processes."""
-        taken = torch.zeros(len(places), self.vectors.shape[1], device=self.vectors.device)
-        wanted = torch.from_numpy(places).to(taken.device)
-        row, own = (wanted[:, None] == self.mine[None]).nonzero(as_tuple=True)
-        taken[row] = self.vectors[own]
+        taken = self.vectors.new_zeros(len(places), self.vectors.shape[1])
+        own = np.isin(places, self.mine)
+        taken[own] = self.vectors[np.searchsorted(self.mine, places[own])]
         return all_reduce_sum(taken)
 
     def distance(self, centroids: Tensor) -> NDArray[np.float64]:
         """1 - cosine of each to the nearest of `centroids`, in all processes."""
         result = torch.zeros(self.size, dtype=torch.float64, device=self.vectors.device)
-        pieces = [(rows.double() @ centroids.double().T).amax(1) for rows in self.vectors.split(CHUNK_ROWS)]
+        pieces = [(rows @ centroids.T).amax(1) for rows in self.vectors.split(CHUNK_ROWS)]
         if pieces:
             result[self.mine] = (1 - torch.cat(pieces)).clamp(min=0)
         return all_reduce_sum(result).cpu().numpy()

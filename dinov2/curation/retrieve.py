@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from dinov2.curation.balance import first_of_each
-from dinov2.curation.blocks import Blocks, num_blocks, rows_of, unit
+from dinov2.curation.blocks import Blocks, own_blocks, rows_of, unit
 from dinov2.curation.params import SeededParams
-from dinov2.distributed import rank, world_size
+from dinov2.distributed import world_size
 from dinov2.search import top_k
 
 SAMPLE, CLUSTER = "sample", "cluster"
@@ -109,7 +109,7 @@ class _Search:
     def __call__(self, pool: Blocks, pool_clusters: NDArray[np.int32]) -> Candidates:
         """Of the whole pool; processes share its blocks."""
         found = _nearest([], self.quota)
-        for number in range(rank(), num_blocks(pool), world_size()):
+        for number in own_blocks(pool):
             rows = rows_of(pool, number)
             near = self._block(unit(pool.take(rows)), pool_clusters[rows])
             found = _nearest([found, *(part._replace(image=rows[part.image]) for part in near)], self.quota)
