@@ -61,7 +61,7 @@ class _Sample:
     def take(self, places: NDArray[np.int64]) -> Tensor:
         """These vectors, in all processes."""
         taken = self.vectors.new_zeros(len(places), self.vectors.shape[1])
-        own = np.isin(places, self.mine)
+        own = np.flatnonzero(np.isin(places, self.mine))
         taken[own] = self.vectors[np.searchsorted(self.mine, places[own])]
         return all_reduce_sum(taken)
 
