@@ -25,6 +25,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_device() -> torch.device:
+    """The GPU of this process if it was given one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """A process group for the body, if the launcher set WORLD_SIZE above 1: gloo on a CPU, nccl on a GPU."""

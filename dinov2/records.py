@@ -54,9 +54,16 @@ LOOKS = pa.schema(
     ]
 )
 
-CURATED = MANIFEST.append(pa.field("origin", pa.string())).append(  # seed | sample | cluster: how it was chosen
-    pa.field("seed_id", pa.string())  # the seed image that chose it; its own id for a seed
-).append(pa.field("cosine", pa.float32())).append(pa.field("cluster", pa.int32()))
+CURATED = pa.schema(
+    [
+        *MANIFEST,
+        ("origin", pa.string()),  # seed | sample | cluster | balanced: how it was chosen
+        ("seed_id", pa.string()),  # the seed image that chose it, its own id for a seed; null where none did
+        ("source", pa.string()),  # label of that seed, by which quotas and the mixture's weights go; null: none
+        ("cosine", pa.float32()),  # to that seed, or to its cluster's centroid where none chose it
+        ("cluster", pa.int32()),  # of the pool; null for a seed that chose nothing
+    ]
+)
 
 REMOVED = pa.schema(
     [

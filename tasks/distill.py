@@ -17,7 +17,7 @@ from pydantic import Field
 
 from dinov2.models.params import HeadParams, ViTParams
 from dinov2.params import Params
-from dinov2.records import CURATED, Summary, read_table
+from dinov2.records import Summary
 from dinov2.store import Store
 from dinov2.train.params import Architecture, RecipeParams
 from tasks.stage import main
@@ -43,16 +43,14 @@ class DistillParams(RecipeParams):
 
 def run(params: DistillParams, *, highres: Path, retrieve: Path, out: Path, work: Path, store: Store) -> Summary:
     """See the top of this file."""
-    from dinov2.data.sources import ShardSource  # imported in the job, not in the submitter
-    from dinov2.shards import ShardReader
+    from dinov2.data.mixture import open_curated  # imported in the job, not in the submitter
     from dinov2.train.distillation import StudentRun, distill, identity
     from dinov2.train.products import TRAINING
 
-    manifest = retrieve / "manifest.parquet"
-    rows = read_table(manifest, CURATED)
-    store.check((row["shard"] for row in rows), needed_by=manifest)
+    source = open_curated(retrieve, store)
+    curated = [retrieve / "manifest.parquet", *retrieve.glob("mixture.json")]
     recipe = RecipeParams(**{name: getattr(params, name) for name in RecipeParams.model_fields})
-    shared = identity(recipe, [highres / TRAINING, manifest], VERSION)
+    shared = identity(recipe, [highres / TRAINING, *curated], VERSION)
     students = {
         name: StudentRun(
             Architecture(model=student.model, dino_head=student.dino_head, ibot_head=student.ibot_head),
@@ -60,7 +58,6 @@ def run(params: DistillParams, *, highres: Path, retrieve: Path, out: Path, work
         )
         for name, student in sorted(params.students.items())
     }
-    source = ShardSource(rows, ShardReader(store))
     return distill(recipe, students, highres / TRAINING, source, out=out, work=work)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2.params import read_yaml, validate
-from dinov2.records import CURATED, Summary, read_table
+from dinov2.records import Summary
 from dinov2.store import Store
 from dinov2.train.params import Architecture, RecipeParams
 from dinov2.train.plan import Assumptions, Launched, plan_training
@@ -29,17 +29,13 @@ class HighresParams(RecipeParams):
 
 def run(params: HighresParams, *, pretrain: Path, retrieve: Path, out: Path, work: Path, store: Store) -> Summary:
     """See the top of this file."""
-    from dinov2.data.sources import ShardSource  # imported in the job, not in the submitter
-    from dinov2.shards import ShardReader
+    from dinov2.data.mixture import open_curated  # imported in the job, not in the submitter
     from dinov2.train.pretraining import at_resolution
     from dinov2.train.pretraining import pretrain as train
     from dinov2.train.products import TRAINING, read_training
 
-    manifest = retrieve / "manifest.parquet"
-    rows = read_table(manifest, CURATED)
-    store.check((row["shard"] for row in rows), needed_by=manifest)
     initial, architecture = at_resolution(*read_training(pretrain / TRAINING), params.crops.global_size_px)
-    source = ShardSource(rows, ShardReader(store))
+    source = open_curated(retrieve, store)
     return train(params, architecture, source, stage="highres", out=out, work=work, initial=initial)
 
 

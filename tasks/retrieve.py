@@ -1,37 +1,46 @@
-"""Choose the pool images that are like the curated seeds, and pack both into new shards.
+"""Choose the pool images that are like the curated seeds, or an even sample of the pool; pack them into new shards.
 
 In:    --dedup unique pool and seeds; --embed their semantic descriptors
-Out:   manifest.parquet   CURATED: the seeds (origin seed), then the retrieved images (origin sample or cluster) in the
-                          order of the pool, each with the seed that chose it, the cosine and its cluster
-       removed.parquet    the rest of the pool: not_retrieved, or label_full where only max_per_label kept it out
+Out:   manifest.parquet   CURATED: the seeds (origin seed), then the chosen images in the order of the pool (origin
+                          sample, cluster or balanced) with the seed that chose it and its source, cosine and cluster
+       removed.parquet    the rest of the pool: not_retrieved or not_sampled; source_full where only max_per_source kept
+                          it out; bad_descriptor where its descriptor is no number or not of unit length
+       mixture.json       share of each source in what is trained on; empty: as many as it has images
+       centroids.npy      the pool's clusters
        inspect.html       seeds beside their nearest pool images, to set N, M and min_cosine by
        blobs.json         the shards
 Run:   python -m tasks.retrieve --dedup data/dedup --embed data/embed --out data/retrieve
-Cost:  k-means is n x num_clusters x d multiplications an iteration; then one copy of the chosen images
+Cost:  k-means is n x num_clusters x d multiplications an iteration, the search n x seeds x d once; then one copy of the
+       chosen images. All of it is shared by the job's processes, with the same result for any number of them, but not
+       by an array: k-means needs its processes to talk. Descriptors are read a block at a time, from where the store
+       is; the tables are read whole by every process, some 2 kB an image. It has not been run on a GPU yet.
 """
 
 import logging
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dinov2.curation.params import ClusterParams, InspectParams, RetrievalParams
+from dinov2.curation.params import ChooseParams, ClusterParams, InspectParams
+from dinov2.data.params import Weight
 from dinov2.params import InputError, Params
-from dinov2.records import CURATED, MANIFEST, REMOVED, Summary, count_reasons, read_table, write_table
+from dinov2.records import CURATED, MANIFEST, REMOVED, Summary, count_reasons, read_table, write_json, write_table
 from dinov2.store import Store
 from tasks.stage import main
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Float
+    import torch
 
+    from dinov2.curation.blocks import Blocks
+    from dinov2.curation.choose import Chosen
     from dinov2.curation.descriptors import SetName
-    from dinov2.curation.retrieve import Choices
 
-VERSION = 1
+VERSION = 2
+COLLECTIVE = True  # processes share k-means, the search and the packing
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -41,129 +50,172 @@ class RetrieveParams(Params):
     """From unique images to the curated set."""
 
     clusters: ClusterParams
-    choose: RetrievalParams
+    choose: ChooseParams
+    """By `seeds` or `balanced`."""
     include_seeds: bool
     """Whether the seeds themselves are part of the curated set."""
+    mixture: dict[str, Weight]
+    """Source (a seed's label) -> its share of what is trained on, in proportion to the others'; `others`: all sources
+    that are not named, and images without one. Empty: every image as often as any."""
     shard_mb: Annotated[int, Field(gt=0)]
     """Size at which a shard is finished."""
     inspect: InspectParams
 
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        levels = [self.clusters.num_clusters, *(self.choose.coarser if self.choose.kind == "balanced" else [])]
+        if any(finer <= coarser for finer, coarser in pairwise(levels)):
+            raise ValueError(f"levels have {levels} clusters; each coarser one needs fewer than the one before")
+        return self
+
 
 def run(params: RetrieveParams, *, dedup: Path, embed: Path, out: Path, work: Path, store: Store) -> Summary:
-    """Cluster the pool, let the seeds choose, write shards, manifest and inspection page."""
+    """Cluster the pool, choose from it, write shards, tables and inspection page."""
     # imported in the job, not in the submitting process
-    from dinov2.curation.cluster import assign, spherical_kmeans
+    import torch
+
     from dinov2.curation.descriptors import EMBEDDED
-    from dinov2.curation.inspect import Gallery, inspection_page
-    from dinov2.curation.retrieve import CLUSTER, SAMPLE, retrieve, strategies
-    from dinov2.shards import ShardReader
+    from dinov2.distributed import local_device, process_group
+    from dinov2.heap import keep_heap
 
     pool, seeds = read_table(dedup / "manifest.parquet", MANIFEST), read_table(dedup / "seeds.parquet", EMBEDDED)
-    if not pool or not seeds:
-        raise InputError(f"{dedup} holds {len(pool)} pool images and {len(seeds)} seeds; retrieval needs some of both")
+    if not pool or (not seeds and params.choose.kind == "seeds"):
+        raise InputError(
+            f"{dedup} holds {len(pool)} pool images and {len(seeds)} seeds, and retrieval needs some of both; look at "
+            "dedup and its inputs, or set retrieve.choose to kind: balanced, which needs no seeds"
+        )
     store.check((row["shard"] for row in seeds + pool), needed_by=dedup / "manifest.parquet")
-    pool_vectors, seed_vectors = _vectors(embed, "pool", pool, store), _vectors(embed, "seeds", seeds, store)
-    clusters = spherical_kmeans(pool_vectors, **params.clusters.model_dump())
-    seed_clusters, _ = assign(seed_vectors, clusters.centroids)
-    labels = [row["label"] for row in seeds]
-    choices = retrieve(
-        params.choose, seeds=seed_vectors, labels=labels, seed_clusters=seed_clusters,
-        pool=pool_vectors, pool_clusters=clusters.assignment,
-    )
-    strategy = strategies(labels, params.choose.sample_based_from)
-    rows = _curated_seeds(seeds, seed_clusters.tolist()) if params.include_seeds else []
-    rows += _curated_pool(pool, seeds, choices, clusters.assignment.tolist())
+    keep_heap()
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # the bounds in nearest.py count on it
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    device = local_device()
+    with process_group(device):
+        return _curate(params, pool, seeds, device, embed=embed, out=out, work=work, store=store)
+
+
+def _curate(
+    params: RetrieveParams, pool: list[Row], seeds: list[Row], device: "torch.device", *,
+    embed: Path, out: Path, work: Path, store: Store,
+) -> Summary:  # fmt: skip
+    """All of it, in every process; the first one writes."""
+    import numpy as np
+    import torch
+
+    from dinov2.curation.choose import balanced, by_seeds
+    from dinov2.curation.packing import pack, packing_parts
+    from dinov2.distributed import all_reduce_sum, rank, world_size
+
+    good, blocks = _usable(pool, "pool", embed, store)
+    bad = set(range(len(pool))) - set(good)
+    pool_rows = [pool[row] for row in good]
+    if params.choose.kind == "seeds":
+        usable, seed_blocks = _usable(seeds, "seeds", embed, store)
+        seeds = [seeds[row] for row in usable]
+        chosen = by_seeds(params.clusters, params.choose, blocks, seeds, seed_blocks, device=device)
+    else:
+        seed_blocks, chosen = None, balanced(params.clusters, params.choose, blocks, device)
+    rows = [{**pool_rows[image], **about} for image, about in chosen.taken.items()]
+    if params.include_seeds:
+        clusters = chosen.seed_clusters or [None] * len(seeds)
+        rows = [_curated_seed(row, cluster) for row, cluster in zip(seeds, clusters, strict=True)] + rows
     if not rows:
         raise InputError("no pool image is near any seed; lower retrieve.choose.min_cosine")
+    _check_mixture(params.mixture, {row["source"] for row in rows})
+
+    parts = packing_parts(rows, params.shard_mb)
+    places = [work / "packed" / f"{number:06d}.parquet" for number in range(len(parts))]
+    for first in range(0, len(parts), world_size()):
+        for number in range(first + rank(), min(first + rank() + 1, len(parts))):
+            pack(parts[number], places[number], shard_mb=params.shard_mb, store=store)
+        all_reduce_sum(torch.zeros(1, device=device)).item()  # wait for each other, not for one that is gone
+    reasons = dict.fromkeys(bad, "bad_descriptor") | {good[image]: why for image, why in chosen.left.items()}
+    removed = [{"id": pool[row]["id"], "url": pool[row]["url"], "reason": reasons[row]} for row in sorted(reasons)]
+    if rank() == 0:
+        write_table(out / "removed.parquet", REMOVED, removed)
+        np.save(out / "centroids.npy", chosen.centroids)
+        write_json(out / "mixture.json", params.mixture)
+        _gather(places, out, store)
+        if seed_blocks is not None:
+            page = _page(params, (pool_rows, blocks), (seeds, seed_blocks), chosen, store)
+            (out / "inspect.html").write_text(page)
+    return Summary(
+        num_in=len(pool), num_kept=len(chosen.taken), dropped=count_reasons(removed),
+        metrics={**chosen.metrics, "num_curated": len(rows), "num_seeds": len(seeds)},
+    )
+
+
+def _usable(rows: list[Row], name: "SetName", embed: Path, store: Store) -> "tuple[list[int], Blocks]":
+    """Those of the rows that have a descriptor of unit length, with it."""
+    import numpy as np
+
+    from dinov2.curation.blocks import open_blocks, unusable
+
+    blocks = open_blocks(embed, name, "semantic", rows, store)
+    good = np.setdiff1d(np.arange(len(rows)), unusable(blocks))
+    if not len(good):
+        raise InputError(f"none of the {len(rows)} images of {name} has a usable descriptor in {embed}; look at embed")
+    if len(good) < len(rows):
+        num = len(rows) - len(good)
+        log.warning("%d of %d images of %s have a descriptor that is NaN or not of unit length", num, len(rows), name)
+    return good.tolist(), blocks.subset(good)
+
+
+def _curated_seed(row: Row, cluster: int | None) -> Row:
+    return {**row, "origin": "seed", "seed_id": row["id"], "source": row["label"], "cosine": 1.0, "cluster": cluster}
+
+
+def _check_mixture(mixture: dict[str, float], sources: set[str | None]) -> None:
+    """Raise InputError if a source with a weight has no image, or one with images no weight."""
+    strangers = sorted(set(mixture) - {"others"} - sources)
+    if strangers:
+        raise InputError(
+            f"retrieve.mixture has a weight for '{strangers[0]}', but no curated image is of that source; take it out "
+            "or mend its spelling"
+        )
+    unnamed = sorted(source or "images without a source" for source in sources - set(mixture))
+    if mixture and bool(unnamed) != ("others" in mixture):
+        say = f"no weight for {unnamed[0]}; add it, or `others`" if unnamed else "a weight for `others`; there are none"
+        raise InputError(f"retrieve.mixture has {say}")
+
+
+def _page(
+    params: RetrieveParams,
+    pool: "tuple[list[Row], Blocks]",
+    seeds: "tuple[list[Row], Blocks]",
+    chosen: "Chosen",
+    store: Store,
+) -> str:
+    """The inspection page."""
+    import numpy as np
+
+    from dinov2.curation.blocks import unit
+    from dinov2.curation.inspect import Gallery, inspection_page
+    from dinov2.curation.retrieve import strategies
+    from dinov2.shards import ShardReader
+
+    assert params.choose.kind == "seeds"
+    place = {row["id"]: number for number, row in enumerate(seeds[0])}
+    vectors = [unit(blocks.take(np.arange(blocks.num_rows()))) for _, blocks in (seeds, pool)]
     reader = ShardReader(store)
-    _pack(rows, params.shard_mb, out, work, store)
-    removed = _removed(pool, choices)
-    write_table(out / "removed.parquet", REMOVED, removed)
     page = inspection_page(
         params.inspect,
-        seeds=Gallery(seeds, seed_vectors, seed_clusters.tolist()),
-        pool=Gallery(pool, pool_vectors, clusters.assignment.tolist()),
-        taken_by=dict(zip(choices.pool.tolist(), choices.seed.tolist(), strict=True)),
-        strategies=strategy,
+        seeds=Gallery(seeds[0], vectors[0], chosen.seed_clusters),
+        pool=Gallery(pool[0], vectors[1], chosen.clusters.tolist()),
+        taken_by={image: place[about["seed_id"]] for image, about in chosen.taken.items()},
+        strategies=strategies([row["label"] for row in seeds[0]], params.choose.sample_based_from),
         reader=reader,
     )
-    (out / "inspect.html").write_text(page)
     reader.close()
-    return Summary(
-        num_in=len(pool), num_kept=len(choices.pool), dropped=count_reasons(removed),
-        metrics={
-            "num_curated": len(rows),
-            "num_seeds": len(seeds),
-            "num_by_sample": int((~choices.by_cluster).sum()),
-            "num_by_cluster": int(choices.by_cluster.sum()),
-            "num_labels_by_cluster": sum(value == CLUSTER for value in strategy.values()),
-            "num_labels_by_sample": sum(value == SAMPLE for value in strategy.values()),
-            "mean_cosine": float(choices.cosine.mean()) if len(choices.cosine) else 0.0,
-            "kmeans_objective": clusters.objective[-1],
-        },
-    )
+    return page
 
 
-def _vectors(embed: Path, name: "SetName", rows: Sequence[Row], store: Store) -> "Float[np.ndarray, 'n d']":
-    """Semantic descriptors of `rows`, which are some of the set's samples."""
-    from dinov2.curation.descriptors import read_descriptors, read_embedded
+def _gather(places: Sequence[Path], out: Path, store: Store) -> None:
+    """The manifest of all packed parts."""
+    from dinov2.curation.packing import packed
 
-    places = {row["id"]: place for place, row in enumerate(read_embedded(embed, name))}
-    absent = [row["id"] for row in rows if row["id"] not in places]
-    if absent:
-        raise InputError(
-            f"{embed} has no descriptors of {len(absent)} images of {name} (the first: {absent[0]}); "
-            "run embed, then dedup, again"
-        )
-    return read_descriptors(embed, name, "semantic", store)[[places[row["id"]] for row in rows]]
-
-
-def _curated_seeds(seeds: Sequence[Row], clusters: Sequence[int]) -> list[Row]:
-    return [
-        {**row, "origin": "seed", "seed_id": row["id"], "cosine": 1.0, "cluster": cluster}
-        for row, cluster in zip(seeds, clusters, strict=True)
-    ]
-
-
-def _curated_pool(pool: Sequence[Row], seeds: Sequence[Row], choices: "Choices", clusters: Sequence[int]) -> list[Row]:
-    from dinov2.curation.retrieve import CLUSTER, SAMPLE
-
-    chosen = zip(
-        choices.pool.tolist(), choices.seed.tolist(), choices.cosine.tolist(), choices.by_cluster.tolist(), strict=True
-    )
-    return [
-        {
-            **pool[image],
-            "origin": CLUSTER if by_cluster else SAMPLE,
-            "seed_id": seeds[seed]["id"],
-            "cosine": cosine,
-            "cluster": clusters[image],
-        }
-        for image, seed, cosine, by_cluster in chosen
-    ]
-
-
-def _pack(rows: Sequence[Row], shard_mb: int, out: Path, work: Path, store: Store) -> None:
-    """Copy the images into new shards, in the order of `rows`; write manifest.parquet and blobs.json."""
-    from dinov2.shards import ShardReader, ShardWriter
-
-    reader = ShardReader(store)
-    with ShardWriter(store, work / "shards", shard_mb=shard_mb) as writer:
-        for row in rows:
-            writer.add(reader.read(row), {name: row[name] for name in CURATED.names})
-    reader.close()
-    write_table(out / "manifest.parquet", CURATED, writer.rows)
-    store.pin(out, {row["shard"] for row in writer.rows})
-
-
-def _removed(pool: Sequence[Row], choices: "Choices") -> list[Row]:
-    """A row of REMOVED for every pool image that was not chosen."""
-    chosen, over_limit = set(choices.pool.tolist()), set(choices.over_limit.tolist())
-    return [
-        {"id": row["id"], "url": row["url"], "reason": "label_full" if place in over_limit else "not_retrieved"}
-        for place, row in enumerate(pool)
-        if place not in chosen
-    ]
+    rows = [row for place in places for row in packed(place)]
+    write_table(out / "manifest.parquet", CURATED, rows)
+    store.pin(out, {row["shard"] for row in rows})
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class SSCDParams(Params):
     """What the file takes: normalised floats, as released, or bytes that it normalises itself."""
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 CopyParams = Annotated[ThumbnailParams | SSCDParams, Field(discriminator="kind")]
 
 
@@ -98,22 +100,45 @@ class ClusterParams(Params):
     num_clusters: Annotated[int, Field(gt=0)]
     """Clusters of the pool; a pool of fewer images has one an image."""
     num_iterations: Annotated[int, Field(gt=0)]
-    """Updates of the centroids."""
+    """Updates of the centroids at most; it ends when nothing moves any more."""
+    precision: Precision
+    """Of the first products; close calls are decided exactly, so that it changes speed only. bf16 and fp16 need a
+    processor that has them."""
 
 
-class RetrievalParams(Params):
-    """How seeds choose pool images."""
+class SeededParams(Params):
+    """Seeds choose pool images (paper section 3, appendix A.4). A seed's label is its source."""
 
+    kind: Literal["seeds"]
     sample_based_from: Annotated[int, Field(ge=0)]
-    """Labels with at least this many seeds retrieve by sample, others by cluster (paper: 1,000,000 a source)."""
+    """Sources with at least this many seeds retrieve by sample, others by cluster (paper: 1,000,000)."""
     num_neighbors: Annotated[int, Field(gt=0)]
     """N: pool images a seed in sample-based retrieval (paper: 4)."""
     num_from_cluster: Annotated[int, Field(gt=0)]
     """M: pool images a seed in cluster-based retrieval."""
     min_cosine: Annotated[float, Field(ge=-1, le=1)]
     """Pool images below this to a seed are not taken."""
-    max_per_label: Annotated[int, Field(gt=0)] | None
-    """Most similar images that a label may bring in; null: no limit."""
+    max_per_source: Annotated[int, Field(gt=0)] | None
+    """Quota: most pool images that a source may bring in, the most similar; null: no limit."""
+
+
+class BalancedParams(Params):
+    """An even sample of the pool by a hierarchy of clusters; needs no seeds (arXiv 2405.15613)."""
+
+    kind: Literal["balanced"]
+    coarser: list[Annotated[int, Field(gt=0)]]
+    """Clusters of clusters: numbers of the levels above `clusters.num_clusters`, each smaller than the one before."""
+    num_resamplings: Annotated[int, Field(ge=0)]
+    """How often a level is clustered again, from a few points of each of its clusters."""
+    num_resampled: Annotated[int, Field(gt=0)]
+    """Those few: the points nearest each centroid."""
+    num_images: Annotated[int, Field(gt=0)]
+    """Pool images to take."""
+    pick: Literal["closest", "random"]
+    """Which of a cluster: the nearest to its centroid, or any, by the seed of the clusters."""
+
+
+ChooseParams = Annotated[SeededParams | BalancedParams, Field(discriminator="kind")]
 
 
 class InspectParams(Params):

@@ -5,11 +5,12 @@ position thus follows from the position, and each source is walked in its own pe
 again before all of them were. Nothing is counted, so nothing has to be saved.
 """
 
+import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dinov2.data.order import interleave, sample_index, shares
 from dinov2.data.params import CuratedParams, FolderParams, ListParams, SourceParams
@@ -102,25 +103,47 @@ def name_at(source: Source, i: int) -> str:
 def open_sources(params: Sequence[SourceParams], *, retrieve: Path, store: Store) -> Source:
     """The images to train on: one source as it is, several as a mixture. `retrieve` is this pipeline's curated set.
 
-    Raises InputError for what can't be opened.
+    A curated set with a mixture of its own divides its weight by it. Raises InputError for what can't be opened.
     """
-    sources = [open_source(each, retrieve=retrieve, store=store) for each in params]
-    if len(sources) == 1:
-        return sources[0]
-    names = [f"{each.kind} {each.path}" if each.path is not None else each.kind for each in params]
-    return Mixture([Part(*each) for each in zip(names, sources, [each.weight for each in params], strict=True)])
+    parts: list[Part] = []
+    for each in params:
+        name = f"{each.kind} {each.path}" if each.path is not None else each.kind
+        source = open_source(each, retrieve=retrieve, store=store)
+        within = source.parts if isinstance(source, Mixture) else [Part("", source, 1.0)]
+        share = each.weight / sum(part.weight for part in within)
+        parts += [Part(f"{name} {part.name}".strip(), part.source, share * part.weight) for part in within]
+    return Mixture(parts) if len(parts) > 1 else parts[0].source
 
 
 def open_source(params: SourceParams, *, retrieve: Path, store: Store) -> Source:
     """One source; see `open_sources`."""
     if isinstance(params, CuratedParams):
-        manifest = (retrieve if params.path is None else Path(params.path)) / "manifest.parquet"
-        rows = read_table(manifest, CURATED)
-        store.check((row["shard"] for row in rows), needed_by=manifest)
-        return ShardSource(rows, ShardReader(store))
+        return open_curated(retrieve if params.path is None else Path(params.path), store)
     path = Path(params.path)
     if isinstance(params, FolderParams):
         return FolderSource(path)
     if isinstance(params, ListParams):
         return ListSource(path)
     return ParquetSource(path, image_column=params.image_column, label_column=params.label_column)
+
+
+def open_curated(retrieve: Path, store: Store) -> Source:
+    """The images of a retrieve stage; a mixture of their sources if its mixture.json weighs them.
+
+    There `others` has the weight of all sources that are not named, and of images without one. Raises InputError.
+    """
+    manifest = retrieve / "manifest.parquet"
+    rows = read_table(manifest, CURATED)
+    store.check((row["shard"] for row in rows), needed_by=manifest)
+    reader = ShardReader(store)
+    file = retrieve / "mixture.json"
+    weights: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    of_source: dict[str, list[dict[str, Any]]] = {name: [] for name in weights or ["others"]}
+    for row in rows:
+        name = row["source"] if row["source"] in weights else "others"
+        if name not in of_source:
+            raise InputError(f"{file} has no weight for source {row['source']}; run retrieve again")
+        of_source[name].append(row)
+    if not weights:
+        return ShardSource(rows, reader)
+    return Mixture([Part(name, ShardSource(of_source[name], reader), weight) for name, weight in weights.items()])

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from dinov2.data.draws import integer_seed
 from dinov2.data.sources import Source
-from dinov2.distributed import process_group, rank, world_size
+from dinov2.distributed import local_device, process_group, rank, world_size
 from dinov2.params import Params
 from dinov2.records import Summary, sha256_file, write_json
 from dinov2.train.checkpoint import full_state
@@ -22,7 +22,7 @@ from dinov2.train.learning import Distillation
 from dinov2.train.loop import train
 from dinov2.train.objective import build_network
 from dinov2.train.params import Architecture, RecipeParams
-from dinov2.train.pretraining import check_sizes, fingerprint_of, local_device, summarise
+from dinov2.train.pretraining import check_sizes, fingerprint_of, summarise
 from dinov2.train.products import SHOWN, final_metrics, part, read_training, rows_of, write_backbone
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """A whole pretraining, from params and images to a backbone: what bootstrap, pretrain and highres are."""
 
 import logging
-import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from dinov2.data.collate import read_bad_samples
 from dinov2.data.sources import Source, digest
-from dinov2.distributed import process_group, rank, world_size
+from dinov2.distributed import local_device, process_group, rank, world_size
 from dinov2.hub import load_initial_backbone, resize_grid
 from dinov2.params import InputError
 from dinov2.records import Summary
@@ -105,15 +104,6 @@ def summarise(source: Source, work: Path, metrics: dict[str, float]) -> Summary:
     num_bad = len(read_bad_samples(work / "bad_samples.jsonl"))
     dropped = {"unreadable": num_bad} if num_bad else {}
     return Summary(num_in=len(source), num_kept=len(source) - num_bad, dropped=dropped, metrics=metrics)
-
-
-def local_device() -> torch.device:
-    """The GPU of this process if it was given one, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def check_sizes(recipe: RecipeParams, patch_size: int) -> None:

@@ -1,20 +1,29 @@
 """Retrieval: who brings in what, by which rule; and the stage with its shards, manifest and page."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinov2.curation import blocks, packing
+from dinov2.curation.blocks import InMemory
 from dinov2.curation.descriptors import EMBEDDED, store_block
-from dinov2.curation.params import ClusterParams, InspectParams, RetrievalParams
-from dinov2.curation.retrieve import Choices, retrieve, strategies
-from dinov2.params import InputError
+from dinov2.curation.params import BalancedParams, ClusterParams, InspectParams, SeededParams
+from dinov2.curation.retrieve import Choices, Seeds, retrieve, strategies
+from dinov2.data.mixture import CYCLE, index_at, open_curated
+from dinov2.params import InputError, validate
 from dinov2.records import CURATED, MANIFEST, REMOVED, read_table, write_json, write_table
 from dinov2.shards import ShardReader, ShardWriter
 from dinov2.store import Store, StoreParams
 from tasks.retrieve import RetrieveParams, run
+
+CPU = torch.device("cpu")
 
 
 def on_circle(*degrees: float) -> NDArray[np.float32]:
@@ -22,19 +31,21 @@ def on_circle(*degrees: float) -> NDArray[np.float32]:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
 
 
-def params(**changes: int | float | None) -> RetrievalParams:
+def params(**changes: int | float | None) -> SeededParams:
     values = {
-        "sample_based_from": 2, "num_neighbors": 2, "num_from_cluster": 3, "min_cosine": 0.0, "max_per_label": None
-    }
-    return RetrievalParams.model_validate(values | changes)
+        "kind": "seeds", "sample_based_from": 2, "num_neighbors": 2, "num_from_cluster": 3, "min_cosine": 0.0,
+        "max_per_source": None,
+    }  # fmt: skip
+    return SeededParams.model_validate(values | changes)
 
 
-def choose(asked: RetrievalParams, labels: list[str | None]) -> Choices:
+def choose(asked: SeededParams, sources: Sequence[str | None]) -> Choices:
     """Seeds at 0, 40 and 200 degrees; the pool's last three images are in cluster 1, as is the last seed."""
     return retrieve(
-        asked, seeds=on_circle(0, 40, 200), labels=labels, seed_clusters=np.array([0, 0, 1]),
-        pool=on_circle(1, 15, 30, 90, 190, 203, 215), pool_clusters=np.array([0, 0, 0, 0, 1, 1, 1]),
-    )
+        asked, seeds=Seeds(on_circle(0, 40, 200), sources, np.array([0, 0, 1], np.int32)),
+        pool=InMemory(on_circle(1, 15, 30, 90, 190, 203, 215)), pool_clusters=np.array([0, 0, 0, 0, 1, 1, 1], np.int32),
+        device=CPU,
+    )  # fmt: skip
 
 
 def test_retrieve_takes_n_neighbours_of_each_seed_of_a_large_label() -> None:
@@ -63,14 +74,23 @@ def test_retrieve_leaves_out_what_is_not_similar() -> None:
     assert choose(params(min_cosine=0.99), ["cat", "cat", "cat"]).pool.tolist() == [0, 5]
 
 
-def test_retrieve_limits_a_label_to_its_most_similar() -> None:
-    choices = choose(params(max_per_label=2), ["cat", "cat", "cat"])
+def test_retrieve_limits_a_source_to_its_most_similar() -> None:
+    choices = choose(params(max_per_source=2), ["cat", "cat", "cat"])
     np.testing.assert_array_equal(choices.pool, [0, 5])
-    np.testing.assert_array_equal(choices.over_limit, [1, 2, 4])
+    np.testing.assert_array_equal(choices.over_quota, [1, 2, 4])
 
 
 def test_strategies_follow_the_number_of_seeds() -> None:
     assert strategies(["a", "b", "a", None], 2) == {None: "cluster", "a": "sample", "b": "cluster"}
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, 3])
+def test_retrieve_is_the_same_in_any_blocks(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
+    sources = ["cat", "cat", "dog"]
+    whole = choose(params(), sources)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", block_rows)
+    for column, other in zip(whole, choose(params(), sources), strict=True):
+        np.testing.assert_array_equal(column, other)
 
 
 # ---- the stage ----
@@ -111,9 +131,10 @@ def inputs(tmp_path: Path, store: Store) -> dict[str, Path]:
 
 def stage_params(**changes: int | float | None) -> RetrieveParams:
     return RetrieveParams(
-        clusters=ClusterParams(seed=0, num_clusters=3, num_iterations=4),
+        clusters=ClusterParams(seed=0, num_clusters=3, num_iterations=4, precision="fp32"),
         choose=params(sample_based_from=1, min_cosine=0.5, **changes),
         include_seeds=True,
+        mixture={},
         shard_mb=1,
         inspect=InspectParams(num_seeds=2, num_neighbors=3, thumbnail_px=32),
     )
@@ -151,7 +172,7 @@ def test_stage_packs_the_very_bytes_and_pins_the_shards(tmp_path: Path, store: S
 
 def test_stage_repeats_itself_byte_for_byte(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
     for name in ("a", "b"):
-        run(stage_params(max_per_label=1), **inputs, out=tmp_path / name, work=tmp_path / f"work-{name}", store=store)
+        run(stage_params(max_per_source=1), **inputs, out=tmp_path / name, work=tmp_path / f"work-{name}", store=store)
     for file in ("manifest.parquet", "removed.parquet", "inspect.html", "blobs.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -169,3 +190,111 @@ def test_stage_refuses_descriptors_of_other_images(tmp_path: Path, store: Store,
     write_table(inputs["dedup"] / "manifest.parquet", MANIFEST, [*rows, {**rows[0], "id": "f" * 64}])
     with pytest.raises(InputError, match="no descriptors of 1 images of pool"):
         run(stage_params(), **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+
+
+def changed(**values: object) -> RetrieveParams:
+    """The stage's params with other values of its own."""
+    return RetrieveParams.model_validate(stage_params().model_dump() | values)
+
+
+BALANCED = BalancedParams(
+    kind="balanced", coarser=[2], num_resamplings=1, num_resampled=2, num_images=4, pick="closest"
+)
+
+
+def test_stage_without_seeds_takes_a_balanced_sample(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
+    write_table(inputs["dedup"] / "seeds.parquet", EMBEDDED, [])
+    asked = changed(choose=BALANCED.model_dump())
+    summary = run(asked, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    rows = read_table(tmp_path / "out" / "manifest.parquet", CURATED)
+    assert [row["origin"] for row in rows] == ["balanced"] * 4
+    assert {row["seed_id"] for row in rows} == {None}
+    assert summary.dropped == {"not_sampled": 7}
+    assert summary.num_in == 11 == summary.num_kept + 7
+
+
+def test_stage_by_seeds_refuses_none(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
+    write_table(inputs["dedup"] / "seeds.parquet", EMBEDDED, [])
+    with pytest.raises(InputError, match="11 pool images and 0 seeds"):
+        run(stage_params(), **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, 3.0])
+def test_stage_drops_bad_descriptors(tmp_path: Path, store: Store, inputs: dict[str, Path], bad: float) -> None:
+    vectors = on_circle(*range(0, 360, 30))
+    vectors[3] = bad
+    seeds = on_circle(5, 100, 270)
+    seeds[2] = bad
+    names = {name: {"semantic": [store_block(store, tmp_path, rows)]} for name, rows in
+             (("pool", vectors), ("seeds", seeds))}  # fmt: skip
+    write_json(inputs["embed"] / "embeddings.json", names)
+    summary = run(stage_params(), **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    removed = read_table(tmp_path / "out" / "removed.parquet", REMOVED)
+    pool = read_table(inputs["dedup"] / "manifest.parquet", MANIFEST)
+    assert [row["id"] for row in removed if row["reason"] == "bad_descriptor"] == [pool[3]["id"]]
+    assert summary.num_in == 11 == summary.num_kept + sum(summary.dropped.values())
+    assert summary.metrics["num_seeds"] == 2
+
+
+def test_stage_records_sources_and_their_mixture(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
+    asked = changed(mixture={"label 0": 3.0, "others": 1.0})
+    run(asked, **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+    rows = read_table(tmp_path / "out" / "manifest.parquet", CURATED)
+    assert [row["source"] for row in rows] == [f"label {i}" for i in (0, 1, 2, 0, 0, 1, 1, 2, 2)]
+    source = open_curated(tmp_path / "out", store)
+    drawn = [source.id(index_at(source, 0, position, later=0)) for position in range(CYCLE)]
+    own = {row["id"] for row in rows if row["source"] == "label 0"}
+    assert sum(name.split(": ")[1] in own for name in drawn) == 0.75 * CYCLE
+
+
+@pytest.mark.parametrize(("mixture", "said"), [
+    ({"label 7": 1.0, "others": 1.0}, "weight for 'label 7', but no curated image"),
+    ({"label 0": 1.0}, "no weight for label 1"),
+    ({"label 0": 1.0, "label 1": 1.0, "label 2": 1.0, "others": 1.0}, "a weight for `others`; there are none"),
+])  # fmt: skip
+def test_stage_refuses_a_mixture_that_does_not_fit(
+    tmp_path: Path, store: Store, inputs: dict[str, Path], mixture: dict[str, float], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        run(changed(mixture=mixture), **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
+
+
+@pytest.mark.parametrize(("choose", "said"), [
+    (stage_params().choose.model_dump() | {"min_cosine": 1.5}, "min_cosine"),
+    (stage_params().choose.model_dump() | {"num_neighbors": 0}, "num_neighbors"),
+    (BALANCED.model_dump() | {"coarser": [3]}, "levels have"),
+    (BALANCED.model_dump() | {"num_images": 0}, "num_images"),
+])  # fmt: skip
+def test_stage_params_out_of_range_are_refused(choose: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        validate(RetrieveParams, stage_params().model_dump(mode="json") | {"choose": choose}, where="params.yaml")
+
+
+def test_stage_goes_on_after_a_kill_and_in_two_processes(
+    tmp_path: Path, store: Store, inputs: dict[str, Path]
+) -> None:
+    """Packing is cut short in its second part; started again, now by two processes, the output is as without."""
+    code = """
+import dinov2.curation.packing
+from dinov2.store import Store, StoreParams
+from tasks.retrieve import RetrieveParams, run
+from dinov2.params import load_section
+dinov2.curation.packing.SHARDS_A_PART = 1e-9
+params = load_section(work / "params.yaml", "retrieve", RetrieveParams)
+store = Store(StoreParams(url=str(work / "store"), cache=str(work / "cache")))
+run(params, dedup=work / "dedup", embed=work / "embed", out=work / "out", work=work / "work", store=store)
+"""
+    (tmp_path / "params.yaml").write_text(json.dumps({"retrieve": stage_params().model_dump()}))
+    (tmp_path / "out").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "SHARDS_A_PART", 1e-9)
+        (tmp_path / "alone").mkdir()
+        run(stage_params(), **inputs, out=tmp_path / "alone", work=tmp_path / "work-alone", store=store)
+        parts = sorted((tmp_path / "work-alone" / "packed").glob("*.parquet"))
+        assert len(parts) == 9
+        (tmp_path / "work" / "packed").mkdir(parents=True)
+        (tmp_path / "work" / "packed" / parts[0].name).write_bytes(parts[0].read_bytes())
+    for exit_code, said in ranks.finish(ranks.start(code, 2, tmp_path)):
+        assert exit_code == 0, said
+    for file in ("manifest.parquet", "removed.parquet", "centroids.npy", "blobs.json", "inspect.html"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()

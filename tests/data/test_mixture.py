@@ -11,8 +11,10 @@ import pytest
 
 from dinov2.data.mixture import CYCLE, Mixture, Part, index_at, open_sources
 from dinov2.data.order import sample_index
-from dinov2.data.sources import FolderSource
+from dinov2.data.sources import FolderSource, ShardSource
 from dinov2.params import InputError, read_yaml, validate
+from dinov2.records import CURATED, write_json, write_table
+from dinov2.shards import ShardWriter
 from dinov2.store import Store, StoreParams
 from tasks.pretrain import PretrainParams
 
@@ -168,3 +170,22 @@ def test_open_sources_refuses(tmp_path: Path, tiny_values: dict[str, Any], sourc
 def test_open_sources_wants_one(tmp_path: Path, tiny_values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="at least 1 item"):
         opened(tmp_path, [], tiny_values)
+
+
+def test_open_sources_divides_a_curated_set_by_its_own_mixture(tmp_path: Path, tiny_values: dict[str, Any]) -> None:
+    """Half from a folder; of the other half two thirds from cats, whatever the numbers of images."""
+    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    with ShardWriter(store, tmp_path / "packing", shard_mb=1) as writer:
+        for number in range(8):
+            writer.add(b"%d" % number, {"mime": "image/png", "source": ("cat", "dog", None)[min(number, 2)]})
+    write_table(tmp_path / "retrieve/manifest.parquet", CURATED, writer.rows)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/1.jpg").write_bytes(b"folder")
+    folder = {"kind": "folder", "path": str(tmp_path / "folder"), "weight": 1.0}
+    curated = {"kind": "curated", "path": None, "weight": 1.0}
+    assert isinstance(opened(tmp_path, [curated], tiny_values), ShardSource)
+    write_json(tmp_path / "retrieve/mixture.json", {"cat": 4.0, "others": 2.0})
+    mixed = opened(tmp_path, [folder, curated], tiny_values)
+    drawn = Counter(mixed.read(mixed.index_at(0, position, later=0)) for position in range(CYCLE))
+    assert (drawn[b"folder"], drawn[b"0"]) == (5000, 3333)
+    assert set(drawn) == {b"folder", *(b"%d" % number for number in range(8))}

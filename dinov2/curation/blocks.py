@@ -1,0 +1,144 @@
+"""Descriptors a block at a time, so that memory is that of a block, whatever the number of images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from dinov2.curation.descriptors import LENGTH_TOLERANCE, Kind, SetName, read_embedded
+from dinov2.distributed import all_reduce_sum, rank, world_size
+from dinov2.params import InputError
+from dinov2.store import Store
+
+BLOCK_ROWS = 16384
+
+
+@runtime_checkable  # shapes and types are checked when tests run
+class Blocks(Protocol):
+    """Vectors of unit length, in blocks of `BLOCK_ROWS` but for the last. Results may not depend on that number."""
+
+    def num_rows(self) -> int:
+        """All vectors."""
+        ...
+
+    def take(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
+        """Some of them, by number."""
+        ...
+
+    def subset(self, rows: Int[np.ndarray, " r"]) -> "Blocks":
+        """Some of them, as blocks again."""
+        ...
+
+
+def rows_of(blocks: Blocks, number: int) -> Int[np.ndarray, " r"]:
+    """Numbers of the rows of a block."""
+    return np.arange(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, blocks.num_rows()))
+
+
+def own_blocks(blocks: Blocks) -> range:
+    """Numbers of the blocks that are this process's."""
+    return range(rank(), -(-blocks.num_rows() // BLOCK_ROWS), world_size())
+
+
+def is_own(rows: Int[np.ndarray, " r"]) -> Bool[np.ndarray, " r"]:
+    """Whether rows lie in blocks of this process."""
+    return rows // BLOCK_ROWS % world_size() == rank()
+
+
+def unusable(blocks: Blocks) -> Int[np.ndarray, " r"]:
+    """Rows that are not of unit length, so that they can't be compared: NaN is one. To be called by all processes."""
+    wrong = torch.zeros(blocks.num_rows(), dtype=torch.uint8)
+    for number in own_blocks(blocks):
+        rows = rows_of(blocks, number)
+        lengths = np.linalg.norm(blocks.take(rows).astype(np.float32), axis=1)
+        wrong[rows[0] : rows[-1] + 1] = torch.from_numpy(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))
+    return np.flatnonzero(all_reduce_sum(wrong).numpy())
+
+
+def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """As float32, made exactly of unit length again after their rounding to float16."""
+    longer = vectors.astype(np.float32)
+    return longer / np.linalg.norm(longer, axis=1, keepdims=True)
+
+
+class InMemory:
+    """Vectors of an array."""
+
+    def __init__(self, vectors: Float[np.ndarray, "n d"]) -> None:
+        self.vectors = vectors
+
+    def num_rows(self) -> int:
+        return len(self.vectors)
+
+    def take(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
+        return self.vectors[rows]
+
+    def subset(self, rows: Int[np.ndarray, " r"]) -> "InMemory":
+        return InMemory(self.vectors[rows])
+
+
+class OnDisk:
+    """Descriptors that the stage embed left in the store, float16, of some images in any order."""
+
+    def __init__(self, files: Sequence[Path], starts: Int[np.ndarray, " f"], places: Int[np.ndarray, " n"]) -> None:
+        """`starts` has the number of the first row of each file, `places` the row of each image."""
+        self._files, self._starts, self._places = files, starts, places
+
+    def num_rows(self) -> int:
+        return len(self._places)
+
+    def take(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
+        places = self._places[rows]
+        files = np.searchsorted(self._starts, places, side="right") - 1
+        taken = np.empty((len(rows), self._open(0).shape[1]), np.float16)
+        for file in np.unique(files):
+            mine = files == file
+            taken[mine] = self._open(int(file))[places[mine] - self._starts[file]]
+        return taken
+
+    def subset(self, rows: Int[np.ndarray, " r"]) -> "OnDisk":
+        return OnDisk(self._files, self._starts, self._places[rows])
+
+    def _open(self, number: int) -> np.ndarray:
+        return np.load(self._files[number], mmap_mode="r", allow_pickle=False)
+
+
+def open_blocks(embed: Path, name: SetName, kind: Kind, rows: Sequence[dict[str, Any]], store: Store) -> OnDisk:
+    """Descriptors of the images of `rows`, which are some of the set's.
+
+    Raises InputError if some have none, or if a file is absent or damaged.
+    """
+    index = embed / "embeddings.json"
+    try:
+        names = json.loads(index.read_text())[name][kind]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{index} does not list {kind} descriptors of {name} ({error}); run embed again") from error
+    store.check(names, needed_by=index)
+    files = [store.local(blob) for blob in names]
+    shapes = [_shape(file, needed_by=index) for file in files]
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise InputError(f"{index}: {kind} descriptors of {name} have several sizes, {shapes}; run embed again")
+    lengths = [shape[0] for shape in shapes]
+    place = {row["id"]: number for number, row in enumerate(read_embedded(embed, name))}
+    if sum(lengths) != len(place):
+        raise InputError(f"{index}: {sum(lengths)} {kind} descriptors for {len(place)} images of {name}; embed again")
+    absent = [row["id"] for row in rows if row["id"] not in place]
+    if absent:
+        raise InputError(
+            f"{embed} has no descriptors of {len(absent)} images of {name} (the first: {absent[0]}); "
+            "run embed, then dedup, again"
+        )
+    starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+    return OnDisk(files, starts, np.array([place[row["id"]] for row in rows], np.int64))
+
+
+def _shape(file: Path, *, needed_by: Path) -> tuple[int, ...]:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False).shape
+    except (ValueError, EOFError) as error:
+        sentence = f"{needed_by}: blob {file.name} is damaged ({error}); delete it and run embed again"
+        raise InputError(sentence) from error
