@@ -26,6 +26,7 @@ from dinov2.params import InputError, validate
 from dinov2.records import MANIFEST, REMOVED, Summary, read_table, write_json, write_table
 from dinov2.shards import ShardReader, ShardWriter
 from dinov2.store import Store, StoreParams
+from tasks.dedup import PHASES as DEDUP_PHASES
 from tasks.dedup import DedupParams, EvaluationSet
 from tasks.dedup import run as run_dedup
 from tasks.embed import PHASES, EmbedParams, run
