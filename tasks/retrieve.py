@@ -54,9 +54,8 @@ def run(params: RetrieveParams, *, dedup: Path, embed: Path, out: Path, work: Pa
     # imported in the job, not in the submitting process
     from dinov2.curation.cluster import assign, spherical_kmeans
     from dinov2.curation.descriptors import EMBEDDED
-    from dinov2.curation.inspect import Gallery, inspection_page
+    from dinov2.curation.inspect import inspection_page
     from dinov2.curation.retrieve import CLUSTER, SAMPLE, retrieve, strategies
-    from dinov2.shards import ShardReader
 
     pool, seeds = read_table(dedup / "manifest.parquet", MANIFEST), read_table(dedup / "seeds.parquet", EMBEDDED)
     if not pool or not seeds:
@@ -75,20 +74,12 @@ def run(params: RetrieveParams, *, dedup: Path, embed: Path, out: Path, work: Pa
     rows += _curated_pool(pool, seeds, choices, clusters.assignment.tolist())
     if not rows:
         raise InputError("no pool image is near any seed; lower retrieve.choose.min_cosine")
-    reader = ShardReader(store)
     _pack(rows, params.shard_mb, out, work, store)
     removed = _removed(pool, choices)
     write_table(out / "removed.parquet", REMOVED, removed)
-    page = inspection_page(
-        params.inspect,
-        seeds=Gallery(seeds, seed_vectors, seed_clusters.tolist()),
-        pool=Gallery(pool, pool_vectors, clusters.assignment.tolist()),
-        taken_by=dict(zip(choices.pool.tolist(), choices.seed.tolist(), strict=True)),
-        strategies=strategy,
-        reader=reader,
-    )
+    outputs = {"embed": embed, "dedup": dedup, "retrieve": out}
+    page = inspection_page(params.inspect, outputs, store, choose=params.choose.model_dump())
     (out / "inspect.html").write_text(page)
-    reader.close()
     return Summary(
         num_in=len(pool), num_kept=len(choices.pool), dropped=count_reasons(removed),
         metrics={

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -15,20 +15,23 @@ from dinov2.shards import ShardReader
 from dinov2.store import Store
 
 JPEG_QUALITY = 80
-TABLES = ("filter/manifest", "download/manifest", "embed/pool", "embed/seeds", "embed/evaluation", "retrieve/manifest")
+TABLES = (
+    ("filter", "manifest"), ("download", "manifest"), ("embed", "pool"), ("embed", "seeds"), ("embed", "evaluation"),
+    ("retrieve", "manifest"),
+)  # fmt: skip
 
 
 class Album:
-    """Finds images below a folder of outputs, or in `folders` (seeds, evaluation) that hold them as files.
+    """Finds images in the stages' outputs, or in `folders` (of evaluation images) that hold them as files.
 
-    with Album(store, Path("data"), 96) as album:
+    with Album(store, {"filter": Path("data/filter"), ...}, 96) as album:
         album.find({"1f3a...", "98bc..."})      # one pass over the tables for all of them
         album.thumbnail("1f3a...")              # None where the image is in no shard or can't be read
     """
 
-    def __init__(self, store: Store, data: Path, size_px: int, folders: tuple[Path, ...] = ()) -> None:
+    def __init__(self, store: Store, outputs: Mapping[str, Path], size_px: int, folders: tuple[Path, ...] = ()) -> None:
         self._reader = ShardReader(store)
-        self._data = data
+        self._outputs = outputs
         self._size_px = size_px
         self._folders = folders
         self._rows: dict[str, Row] = {}
@@ -36,9 +39,11 @@ class Album:
 
     def find(self, images: Collection[str]) -> None:
         """Look up where these images are."""
-        for table in TABLES:
+        for stage, table in TABLES:
+            if stage not in self._outputs:
+                continue
             wanted = {image for image in images if self._rows.get(image, {}).get("shard") is None}
-            for row in rows_with(self._data / f"{table}.parquet", "id", wanted):
+            for row in rows_with(self._outputs[stage] / f"{table}.parquet", "id", wanted):
                 self._rows.setdefault(row["id"], row)
                 if row["shard"] is not None:
                     self._rows[row["id"]] = row
@@ -67,7 +72,7 @@ class Album:
             raise OSError(f"{image} is in no table")
         if row["shard"] is not None:
             return self._reader.read(row)
-        files = [folder / row["path"] for folder in self._folders if row.get("path") and (folder / row["path"]).exists()]
+        files = [path for folder in self._folders if (path := folder / (row.get("path") or "")).is_file()]
         if not files:
             raise OSError(f"{image} is in no shard and no folder")
         return files[0].read_bytes()

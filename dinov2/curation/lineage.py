@@ -17,6 +17,7 @@ from dinov2.params import InputError, load_section
 from dinov2.store import Store, StoreParams
 
 THUMBNAIL_PX = 192
+STAGES = ("download", "filter", "embed", "retrieve")
 
 
 def as_text(story: Story) -> str:
@@ -49,14 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("id", metavar="ID", help="id, its first digits, URL, or a seed's path")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="FOLDER", help="outputs of the stages")
     parser.add_argument("--thumbnails", type=Path, metavar="HTML", help="also write a page with the images")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="says where the store is")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="has the store")
     options = parser.parse_args(arguments)
     try:
         story = trace(options.data, options.id)
         print(as_text(story))  # noqa: T201 - a command's answer
         if options.thumbnails:
             store = Store(load_section(options.params, "store", StoreParams))
-            with Album(store, options.data, THUMBNAIL_PX) as album:
+            with Album(store, {stage: options.data / stage for stage in STAGES}, THUMBNAIL_PX) as album:
                 options.thumbnails.write_text(as_html(story, album))
     except InputError as error:
         sys.stderr.write(f"lineage: {error}\n")

@@ -63,9 +63,9 @@ def rows_at(table: Path, places: Collection[int]) -> list[Row]:
     return found
 
 
-def num_rows(table: Path) -> int:
-    """How many rows a table has; 0 if there is none."""
-    return ds.dataset(table, format="parquet").count_rows() if table.exists() else 0
+def num_rows(table: Path, where: pc.Expression | None = None) -> int:
+    """How many rows a table has, or how many for which `where` holds; 0 if there is no table."""
+    return ds.dataset(table, format="parquet").count_rows(filter=where) if table.exists() else 0
 
 
 def sample_by(table: Path, column: str, num: int, seed: int) -> dict[str, tuple[int, list[Row]]]:

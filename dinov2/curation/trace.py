@@ -18,6 +18,7 @@ from dinov2.params import InputError
 LEAST_DIGITS = 6
 SETS = ("pool", "seeds", "evaluation")
 WITH_IDS = ("download/manifest", "filter/manifest", *(f"embed/{name}" for name in SETS), "embed/removed/seeds")
+STARTS_WITH = pc.starts_with  # pyright: ignore[reportAttributeAccessIssue] - made when pyarrow is imported
 SHOWN = 5  # of URLs and ids that are told one by one
 
 
@@ -90,7 +91,7 @@ def _whole_id(data: Path, prefix: str) -> str:
         raise InputError(f"'{prefix}' is short for an id; give at least {LEAST_DIGITS} of its 64 digits, or a URL")
     found: dict[str, None] = {}
     for table in WITH_IDS:
-        for batch in batches(data / f"{table}.parquet", ["id"], pc.starts_with(ds.field("id"), prefix)):
+        for batch in batches(data / f"{table}.parquet", ["id"], STARTS_WITH(ds.field("id"), prefix)):
             found |= dict.fromkeys(batch["id"].to_pylist())
     if not found:
         raise InputError(f"no image below {data} has an id that begins with {prefix}; mend it, or give its URL")
@@ -111,8 +112,8 @@ def _of_url(data: Path, url: str) -> Story:
     if fetched:
         story = _of_image(data, fetched["id"])
         if fetched.get("reason"):
-            about = f"this URL gave bytes that were there already: {fetched['reason']}"
-            story.events.insert(0, Event("download", "dropped", [about, f"what follows is of the same bytes, {story.url}"]))
+            facts = [f"{fetched['reason']}: the bytes of this URL were there already", "what follows is of those bytes"]
+            story.events.insert(0, Event("download", "dropped", facts))
         return story
     events = list(_crawled(data, url))
     if lost := _first(rows_with(data / "download/removed.parquet", "url", [url])):
@@ -187,8 +188,7 @@ def _embedded(data: Path, image: str) -> Iterator[Event]:
 
 def _deduplicated(data: Path, image: str, images: list[tuple[str, str]]) -> Iterator[Event]:
     links = chain(data, image)
-    for link in links:
-        images.append((link.witness_id, f"{link.reason}, cosine {_cosine(link.cosine)}"))
+    images += [(link.witness_id, f"{link.reason}, cosine {_cosine(link.cosine)}") for link in links]
     if links:
         steps = [f"{link.reason} of {link.witness_id}, cosine {_cosine(link.cosine)}" for link in links]
         yield Event("dedup", "dropped", [*steps, f"the last of these is {fate(data, links[-1].witness_id)}"])
@@ -227,7 +227,7 @@ def _retrieved(data: Path, image: str, images: list[tuple[str, str]]) -> Iterato
 def _source_of(data: Path, image: str) -> str:
     """The image as fetched: itself, but for one with blurred faces."""
     row = _first(rows_with(data / "filter/manifest.parquet", "id", [image]))
-    return (row and row.get("source_id")) or image
+    return row["source_id"] if row and row.get("source_id") else image
 
 
 def _blurred(data: Path, source: str) -> Row | None:

@@ -115,7 +115,10 @@ def stage_params(**changes: int | float | None) -> RetrieveParams:
         choose=params(sample_based_from=1, min_cosine=0.5, **changes),
         include_seeds=True,
         shard_mb=1,
-        inspect=InspectParams(num_seeds=2, num_neighbors=3, thumbnail_px=32),
+        inspect=InspectParams(
+            num_seeds=2, num_neighbors=3, num_pairs=2, num_removed=0, num_sampled=8, max_rows=100, seed=0,
+            thumbnail_px=32,
+        ),
     )
 
 
