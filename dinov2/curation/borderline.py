@@ -4,8 +4,9 @@ Removed pairs come from dedup's tables. Kept ones are not in any table: a sample
 of it, and with the evaluation images, by their copy descriptors.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,50 +21,86 @@ BAND = 0.1  # of cosine, on either side of a threshold
 NEIGHBORS = 4  # of a sampled image, among which its kept pairs are
 
 
+class Threshold(NamedTuple):
+    """From which cosine on an image is removed, and as what."""
+
+    title: str
+    reason: str
+    min_cosine: float
+    folder: str | None
+    """Of an evaluation set, below the evaluation images; None: the pool is compared with itself."""
+
+
 class Pair(NamedTuple):
     """Two images and how alike they are."""
 
     id: str
     witness_id: str
     cosine: float
-    is_removed: bool
-    """The first was removed because of the second; else both stayed."""
 
 
 class Borderline(NamedTuple):
     """The page's part about one threshold."""
 
-    reason: str
-    threshold: float
+    threshold: Threshold
     removed: list[Pair]
-    """Ascending in cosine."""
+    """The first was removed because of the second; ascending in cosine."""
     kept: list[Pair]
+    """Both stayed, or the second is an evaluation image; ascending in cosine."""
     num_removed: int
     chart: Chart | None
     """Of each sampled image the cosine to its nearest other one."""
 
 
+def thresholds(dedup: Mapping[str, Any]) -> list[Threshold]:
+    """Those of the params of dedup."""
+    sets = dedup["evaluation_sets"].items()
+    return [
+        Threshold("Copies", "copy", dedup["min_cosine"], None),
+        *(
+            Threshold(f"Copies of evaluation images: {name}", f"evaluation_copy:{name}", of["min_cosine"], of["folder"])
+            for name, of in sets
+        ),
+    ]
+
+
 def borderlines(
-    params: InspectParams, *, embed: Path, dedup: Path, store: Store, min_cosine: float, evaluation_min_cosine: float
+    params: InspectParams, asked: list[Threshold], *, embed: Path, dedup: Path, store: Store
 ) -> list[Borderline]:
-    """For copies in the pool and for copies of evaluation images."""
+    """A part for every threshold; all compare the same sample of the pool."""
     pool = Blocks(embed, "pool", "copy", store, max_rows=params.max_rows, seed=params.seed)
-    evaluation = Blocks(embed, "evaluation", "copy", store, max_rows=params.max_rows, seed=params.seed)
+    held_out = Blocks(embed, "evaluation", "copy", store, max_rows=params.max_rows, seed=params.seed)
     sampled = pool.draw_rows(params.num_sampled, params.seed)
     vectors = pool.take(sampled)
     parts = []
-    for reason, threshold, others in (
-        ("copy", min_cosine, pool),
-        ("evaluation_copy", evaluation_min_cosine, evaluation),
-    ):
-        leave_out = sampled if others is pool else None
-        cosine, index = nearest(vectors, others, NEIGHBORS, leave_out=leave_out)
-        name = "pool" if others is pool else "evaluation"
-        kept = _kept(params, cosine, sampled, index, threshold, embed=embed, dedup=dedup, name=name)
-        removed, num_removed = _removed(params, dedup / "removed.parquet", reason, threshold)
-        chart = histogram(cosine[:, :1].ravel(), {"threshold": threshold})
-        parts.append(Borderline(reason, threshold, removed, kept, num_removed, chart))
+    for threshold in asked:
+        if threshold.folder is None:
+            cosine, index = nearest(vectors, pool, NEIGHBORS, leave_out=sampled)
+            name = "pool"
+        else:
+            rows = _rows_below(embed / "evaluation.parquet", threshold.folder, [one.folder for one in asked])
+            cosine, index = nearest(vectors, [(0, held_out.take(rows))] if len(rows) else [], NEIGHBORS)
+            index, name = rows[index] if len(rows) else index, "evaluation"
+        kept = _kept(params, cosine, sampled, index, threshold.min_cosine, embed=embed, dedup=dedup, name=name)
+        removed, num_removed = _removed(params, dedup / "removed.parquet", threshold.reason, threshold.min_cosine)
+        chart = histogram(cosine[:, :1].ravel(), {"threshold": threshold.min_cosine})
+        parts.append(Borderline(threshold, removed, kept, num_removed, chart))
     return parts
+
+
+def _rows_below(table: Path, folder: str, folders: list[str | None]) -> NDArray[np.int64]:
+    """Rows whose path lies below `folder`, and below no longer one of `folders`."""
+    longer = [f"{other}/" for other in folders if other and len(other) > len(folder)]
+    rows, start = [], 0
+    for batch in batches(table, ["path"]):
+        paths = batch["path"].to_pylist()
+        rows += [
+            start + i
+            for i, path in enumerate(paths)
+            if (not folder or path.startswith(f"{folder}/")) and not path.startswith(tuple(longer))
+        ]
+        start += len(paths)
+    return np.array(rows, np.int64)
 
 
 def _removed(params: InspectParams, table: Path, reason: str, threshold: float) -> tuple[list[Pair], int]:
@@ -86,7 +123,7 @@ def _removed(params: InspectParams, table: Path, reason: str, threshold: float) 
             best[key] = min(best.get(key, (2.0, -1)), (float(drawn[place]), start + place))
         start += len(cosine)
     rows = rows_at(table, [place for _, place in best.values()])
-    pairs = [Pair(row["id"], row["witness_id"], row["cosine"], True) for row in rows]
+    pairs = [Pair(row["id"], row["witness_id"], row["cosine"]) for row in rows]
     return sorted(pairs, key=lambda pair: pair.cosine), num
 
 
@@ -109,7 +146,7 @@ def _kept(
     steps: dict[int, Pair] = {}
     seen: set[frozenset[str]] = set()
     for i, j in zip(row.tolist(), rank.tolist(), strict=True):
-        pair = Pair(left[int(first[i])], right[int(second[i, j])], float(cosine[i, j]), False)
+        pair = Pair(left[int(first[i])], right[int(second[i, j])], float(cosine[i, j]))
         both = frozenset(pair[:2])
         if gone.isdisjoint(both) and both not in seen:
             seen.add(both)

@@ -18,14 +18,13 @@ import pyarrow.dataset as ds
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dinov2.curation.album import Album
-from dinov2.curation.borderline import Borderline, borderlines
+from dinov2.curation.borderline import Borderline, borderlines, thresholds
 from dinov2.curation.lookup import Row, num_rows, read_record, sample_by
 from dinov2.curation.neighborhoods import Neighborhoods, neighborhoods
 from dinov2.curation.params import InspectParams
 from dinov2.params import InputError, load_section, read_yaml, validate
 from dinov2.store import Store, StoreParams
 
-NAMES = {"copy": "Copies", "evaluation_copy": "Copies of evaluation images"}
 STAGES = ("download", "filter", "dedup", "retrieve")
 
 
@@ -57,14 +56,13 @@ def inspection_page(
     if not outputs:
         raise InputError("there is no stage's output to look at; give the folder that holds filter/, embed/ and so on")
     choose = choose or _params_of(outputs, "retrieve").get("choose")
-    thresholds = dedup_params or _params_of(outputs, "dedup")
+    joined = dedup_params or _params_of(outputs, "dedup")
     missing = [stage for stage in ("filter", "embed", "dedup", "retrieve") if stage not in outputs]
     lines: list[Borderline] = []
     seeds: Neighborhoods | None = None
-    if {"embed", "dedup"} <= set(outputs) and thresholds:
+    if {"embed", "dedup"} <= set(outputs) and joined:
         lines = borderlines(
-            params, embed=outputs["embed"], dedup=outputs["dedup"], store=store, min_cosine=thresholds["min_cosine"],
-            evaluation_min_cosine=thresholds["evaluation_min_cosine"],
+            params, thresholds(joined), embed=outputs["embed"], dedup=outputs["dedup"], store=store
         )
     if {"embed", "dedup", "retrieve"} <= set(outputs) and choose is not None:
         seeds = neighborhoods(
@@ -80,7 +78,7 @@ def inspection_page(
         )  # fmt: skip
         return environment.get_template("inspect.html.j2").render(
             params=params, size_px=params.thumbnail_px, seeds=seeds, choose=choose, borderlines=lines, groups=groups,
-            names=NAMES, missing=missing, photo=album.thumbnail,
+            missing=missing, photo=album.thumbnail,
         )
 
 
@@ -101,7 +99,8 @@ def _groups(params: InspectParams, outputs: Mapping[str, Path]) -> list[Group]:
         kept = num_rows(outputs[stage] / "manifest.parquet", not_seeds)
         given = kept + sum(num for num, _ in reasons.values())
         for reason, (num, rows) in sorted(reasons.items(), key=lambda item: (-item[1][0], item[0])):
-            if any(row["id"] and row["id"] != row["witness_id"] for row in rows) and reason not in NAMES:
+            is_copy = reason == "copy" or reason.startswith("evaluation_copy")
+            if any(row["id"] and row["id"] != row["witness_id"] for row in rows) and not is_copy:
                 groups.append(Group(stage, reason, num, num / given, rows))
     return groups
 

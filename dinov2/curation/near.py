@@ -5,7 +5,7 @@ wants looked at, whole blocks are drawn by a seed, and what is found is of those
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from dinov2.curation.descriptors import Kind, SetName
 from dinov2.params import InputError
 from dinov2.store import Store
 
+Block = tuple[int, NDArray[np.float32]]  # number of its first row, unit-length rows
 ROWS = 16384  # of a block, multiplied at once
 
 
@@ -45,7 +46,7 @@ class Blocks:
         before = np.cumsum(sizes[order]) - sizes[order]
         return sorted(order[before < max_rows].tolist())
 
-    def __iter__(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def __iter__(self) -> Iterator[Block]:
         for block in self.chosen:
             for row in range(0, len(self._arrays[block]), ROWS):
                 yield int(self._starts[block]) + row, _unit(self._arrays[block][row : row + ROWS])
@@ -67,7 +68,11 @@ class Blocks:
 
 
 def nearest(
-    queries: Float[np.ndarray, "q d"], blocks: Blocks, k: int, *, leave_out: Int[np.ndarray, " q"] | None = None
+    queries: Float[np.ndarray, "q d"],
+    blocks: Iterable[Block],
+    k: int,
+    *,
+    leave_out: Int[np.ndarray, " q"] | None = None,
 ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """Cosines and row numbers of the k nearest descriptors, best first; of equals the earlier row.
 
