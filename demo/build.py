@@ -3,7 +3,8 @@
     inputs/<name>/crawl/*.warc.gz
     inputs/<name>/seeds/<label>/*.jpg
     inputs/<name>/evaluation/<label>/*.jpg
-    inputs/<name>/planted.json        {"kinds": {url: kind}, "originals": {url of a copy: url or file of its original}}
+    inputs/<name>/planted.json        {"kinds": {url: kind}, "originals": {url of a copy: url or file of its original},
+                                       "labels": {url of a photograph: its label}}
     inputs/<name>/about.json          what the labels ask for, where they are photographs; the report says it
     inputs/<name>/complete.json       what it was made from; written last
 
@@ -17,7 +18,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from PIL import Image
 from demo.crawl import write_crawl
 from demo.folder import Folder, Photo, describe_skipped, scan_folder, split_class
 from demo.photographs import Photograph, open_photograph, packaged_photographs
-from demo.planted import Picture, make_resources
+from demo.planted import NUM_PLANTED, Picture, make_resources
 from demo.tiles import SMALLEST_PHOTOGRAPH_PX, cut_tiles, encode_jpeg
 from dinov2.params import InputError
 from dinov2.records import write_json
@@ -67,7 +68,7 @@ def build_packaged(inputs: Path) -> Built:
     folder = inputs / "demo"
     if (counts := _complete(folder, mark)) is not None:
         return Built(folder, False, counts, None)
-    return Built(folder, True, _write(folder, _cut(photographs), mark), None)
+    return Built(folder, True, write_input(folder, _cut(photographs), mark), None)
 
 
 def build_folder(inputs: Path, images: Path) -> Built:
@@ -84,7 +85,7 @@ def build_folder(inputs: Path, images: Path) -> Built:
     if (counts := _complete(folder, mark)) is not None:
         return Built(folder, False, counts, note)
     roles = _by_class(found, images) if found.classes else _flat(found, images)
-    return Built(folder, True, _write(folder, roles, mark), note)
+    return Built(folder, True, write_input(folder, roles, mark), note)
 
 
 def _complete(folder: Path, mark: dict[str, Any]) -> dict[str, int] | None:
@@ -97,7 +98,10 @@ def _complete(folder: Path, mark: dict[str, Any]) -> dict[str, int] | None:
     return counts if values == mark and isinstance(counts, dict) else None
 
 
-def _write(folder: Path, roles: Roles, mark: dict[str, Any]) -> dict[str, int]:
+def write_input(
+    folder: Path, roles: Roles, mark: dict[str, Any], planted: Mapping[str, int] = NUM_PLANTED
+) -> dict[str, int]:
+    """Write all of an input from pictures and what is planted among them; returns how many of each there are."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     evaluation_files = [
@@ -106,13 +110,14 @@ def _write(folder: Path, roles: Roles, mark: dict[str, Any]) -> dict[str, int]:
     ]
     for picture in roles.seeds:
         _write_labelled(partial / "seeds", picture)
-    resources = make_resources(roles.pool, evaluation_files)
+    resources = make_resources(roles.pool, evaluation_files, planted)
     num_pages = write_crawl(resources, partial / "crawl")
-    planted = {
+    about = {
         "kinds": {resource.url: resource.kind for resource in resources},
         "originals": {resource.url: resource.original for resource in resources if resource.original is not None},
+        "labels": {resource.url: resource.label for resource in resources if resource.label},
     }
-    write_json(partial / "planted.json", planted)
+    write_json(partial / "planted.json", about)
     if mark["labels"] == "photograph":
         write_json(partial / "about.json", {"task": "instance recognition", "sentence": ABOUT_INSTANCES})
     counts = {

@@ -36,7 +36,7 @@ def check_planted(params: Path, *, data: Path, out: Path) -> list[Row]:
         path = data / stage / "removed.parquet"
         if path.exists():
             reasons |= {row["url"]: f"{stage}: {row['reason']}" for row in read_table(path, REMOVED)}
-    left = _left(kinds, originals, unique)
+    left = left_over(kinds, originals, unique)
     rows: list[Row] = []
     for kind in KINDS:
         urls = [url for url, its_kind in kinds.items() if its_kind == kind]
@@ -68,7 +68,7 @@ def render(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _left(kinds: dict[str, str], originals: dict[str, str], unique: set[str]) -> set[str]:
+def left_over(kinds: dict[str, str], originals: dict[str, str], unique: set[str]) -> set[str]:
     """URLs that curation let through. Of an image and its copies one may stay, whichever it is; the others are left."""
     stayed: dict[str, str] = {}
     left: set[str] = set()

@@ -5,11 +5,11 @@ Each is planted on purpose and known by its URL, so that `python -m demo check` 
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from demo.tiles import encode_jpeg
 
@@ -37,7 +37,9 @@ NUM_PLANTED = {
     "missing": 6,
     "forbidden": 20,
 }
-COPIES = ("copy_reencoded", "copy_resized", "copy_cropped", "evaluation_copy", "duplicate")
+EASY_COPIES = ("copy_reencoded", "copy_resized", "copy_cropped")
+HARD_COPIES = ("copy_flipped", "copy_overlaid", "copy_grey", "copy_halved")  # the demo's thumbnails can't find them
+COPIES = (*EASY_COPIES, *HARD_COPIES, "evaluation_copy", "duplicate")
 PSEUDO_LINKS = (
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7",
     "data:image/png;base64,iVBORw0KGgo=",
@@ -71,25 +73,31 @@ class Resource(NamedTuple):
     alt: str
     original: str | None = None  # URL of the image this was made from; for evaluation copies, the file's path
     status: int = 200
+    label: str = ""  # of a photograph
 
     def read(self) -> bytes:
         """Its bytes; empty where nothing answers."""
         return self.content.read_bytes() if isinstance(self.content, Path) else self.content or b""
 
 
-def make_resources(pool: Sequence[Picture], evaluation: Sequence[Picture]) -> list[Resource]:
+def make_resources(
+    pool: Sequence[Picture], evaluation: Sequence[Picture], counts: Mapping[str, int] = NUM_PLANTED
+) -> list[Resource]:
     """Every image URL of the crawl with what answers there: the pool's pictures, and what is planted among them.
 
-    Deterministic in the order and contents of `pool` and `evaluation`.
+    `counts`: of each kind, in a pool of FULL_POOL. Deterministic in the order and contents of `pool` and `evaluation`.
     """
     rng = random.Random("resources")
     names = _Names(random.Random("names"))
     photographs: list[Resource] = []
     for picture in pool:
         url = names.new(rng.choice(SITES), picture.mime)
-        photographs.append(Resource(url, "photograph", picture.mime, picture.source, _alt(rng, picture)))
+        alt = _alt(rng, picture)
+        photographs.append(
+            Resource(url, "photograph", picture.mime, picture.source, alt, label=picture.label)
+        )
     resources = list(photographs)
-    for kind, full_count in NUM_PLANTED.items():
+    for kind, full_count in counts.items():
         count = min(full_count, -(-full_count * len(pool) // FULL_POOL))
         if kind == "evaluation_copy":
             chosen = rng.sample(range(len(evaluation)), min(count, len(evaluation)))
@@ -169,9 +177,11 @@ def _spoil(kind: str, image: Image.Image, rng: random.Random) -> bytes:
 
 
 def _copy(kind: str, image: Image.Image, rng: random.Random) -> bytes:
-    """A near-copy as other sites make them; those of evaluation images are of all three kinds."""
+    """A near-copy as other sites make them; those of evaluation images are of the easy kinds."""
     if kind == "evaluation_copy":
-        kind = rng.choice(("copy_reencoded", "copy_resized", "copy_cropped"))
+        kind = rng.choice(EASY_COPIES)
+    if kind in HARD_COPIES:
+        return encode_jpeg(_altered(kind, image, rng), quality=rng.randint(75, 90))
     if kind == "copy_reencoded":
         return encode_jpeg(image, quality=rng.randint(30, 60))
     if kind == "copy_resized":
@@ -182,6 +192,26 @@ def _copy(kind: str, image: Image.Image, rng: random.Random) -> bytes:
     margin = rng.uniform(0.03, 0.05) / 2  # 3 to 5 % of each side's length, half of it at either end
     x, y = max(1, round(margin * image.width)), max(1, round(margin * image.height))
     return encode_jpeg(image.crop((x, y, image.width - x, image.height - y)), quality=rng.randint(75, 90))
+
+
+def _altered(kind: str, image: Image.Image, rng: random.Random) -> Image.Image:
+    """A copy that looks different: mirrored, written over, without colour, or half of the picture."""
+    if kind == "copy_flipped":
+        return ImageOps.mirror(image)
+    if kind == "copy_grey":
+        return ImageOps.grayscale(image).convert("RGB")
+    if kind == "copy_halved":  # 70 % of each side, anywhere
+        width, height = round(0.7 * image.width), round(0.7 * image.height)
+        left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+        return image.crop((left, top, left + width, top + height))
+    assert kind == "copy_overlaid", kind
+    written = image.copy()
+    band_px = max(8, written.height // 5)
+    top = rng.choice((0, written.height - band_px))
+    draw = ImageDraw.Draw(written)
+    draw.rectangle((0, top, written.width, top + band_px), fill=(rng.randrange(256), rng.randrange(256), 40))
+    draw.text((4, top + 2), "photos.example", fill="white", font=ImageFont.load_default(max(6, band_px // 2)))
+    return written
 
 
 def _blank(rng: random.Random) -> tuple[str, bytes]:

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -10,15 +9,16 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dinov2.params import InputError, Params
 from dinov2.records import Summary, sha256_file
 from dinov2.store import Store, StoreParams
+from tasks.fan_out import Share, make_parts, named, phases, wait_for_parts
 from tasks.launch import export_rank, is_first_rank, job_number, resubmission
 
 WORK = Path("work")
@@ -56,6 +56,12 @@ class StageCall:
         """What the stage needs while it works; survives kills."""
         return WORK / self.instance / self.fingerprint
 
+    def values(self, store: StoreParams) -> dict[str, Any]:
+        """What the stage's functions may ask for by name."""
+        inputs = {name: Path(path) for name, path in self.paths.items()}
+        places = {"out": self.work / "out", "work": self.work, "store": Store(store)}
+        return {"params": self.params, **inputs, **self.names, **places}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -68,55 +74,74 @@ class Outcome:
 
 
 class StageJob:
-    """The picklable work of a stage: imports its module in the job and calls `run`."""
+    """The picklable work of a stage: imports its module in the job and makes a share of a phase, or all and `run`."""
 
-    def __init__(self, call: StageCall, store: StoreParams, num_threads: int) -> None:
+    def __init__(self, call: StageCall, store: StoreParams, num_threads: int, share: Share | None = None) -> None:
         self.call = call
         self.store = store
         self.num_threads = num_threads
+        self.share = share
 
     def __call__(self) -> Outcome:
-        """Run the stage on this rank."""
+        """Do this rank's work."""
         os.environ["OMP_NUM_THREADS"] = str(self.num_threads)  # both before torch is imported
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait leave their core to those that load data
         export_rank()
-        logging.basicConfig(
-            level=logging.INFO if is_first_rank() else logging.WARNING,
-            format="%(asctime)s %(message)s",
-            datefmt="%H:%M:%S",
-            stream=sys.stdout,
-            force=True,
-        )
-        for noisy in ("submitit", "httpx", "httpcore", "matplotlib", "PIL", "fontTools"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        out = self.call.work / "out"
-        if is_first_rank():
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
+        _log_to_stdout()
         module = import_module(f"tasks.{self.call.stage}")
-        inputs = {name: Path(path) for name, path in self.call.paths.items()}
-        store = Store(self.store)
         started = time.perf_counter()
+        summary, mistake = None, None
         try:
-            supplied = _supplied(module.run, out=out, work=self.call.work, store=store)
-            summary = module.run(self.call.params, **inputs, **self.call.names, **supplied)
+            summary = self._share(module, self.share) if self.share else self._whole(module)
         except InputError as error:
-            return Outcome(None, time.perf_counter() - started, job_number(), str(error))
+            mistake = str(error)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
             traceback.print_exc()
-            return Outcome(None, time.perf_counter() - started, job_number(), disk_full(error, self.call.work))
-        return Outcome(summary, time.perf_counter() - started, job_number(), None)
+            mistake = disk_full(error, self.call.work)
+        return Outcome(summary, time.perf_counter() - started, job_number(), mistake)
+
+    def _share(self, module: ModuleType, share: Share) -> None:
+        phase = next(phase for phase in phases(module) if phase.name == share.phase)
+        make_parts(phase, self.call.values(self.store), first=share.first + share.of * _rank(), of=share.of * _world())
+
+    def _whole(self, module: ModuleType) -> Summary | None:
+        """Parts that no array has made, then `run`: on the first rank, or on all where the stage is `COLLECTIVE`."""
+        values = self.call.values(self.store)
+        if is_first_rank():
+            shutil.rmtree(values["out"], ignore_errors=True)
+            values["out"].mkdir(parents=True)
+        for phase in phases(module):
+            make_parts(phase, values, first=_rank(), of=_world())
+            wait_for_parts(phase, values)
+        if is_first_rank() or getattr(module, "COLLECTIVE", False):
+            return module.run(**named(module.run, values))
+        return None
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""
         return resubmission(self)
 
 
-def _supplied(run: Callable[..., Summary], **values: object) -> dict[str, object]:
-    asked = inspect.signature(run).parameters
-    return {name: value for name, value in values.items() if name in asked}
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _log_to_stdout() -> None:
+    logging.basicConfig(
+        level=logging.INFO if is_first_rank() else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+        force=True,
+    )
+    for noisy in ("submitit", "httpx", "httpcore", "matplotlib", "PIL", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def hash_tree(path: Path) -> str:

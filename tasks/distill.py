@@ -23,6 +23,7 @@ from dinov2.train.params import Architecture, RecipeParams
 from tasks.stage import main
 
 VERSION = 2
+COLLECTIVE = True  # all ranks train together
 
 
 class StudentParams(Params):

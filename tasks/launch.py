@@ -1,6 +1,6 @@
 """Where a stage runs: in a process of this machine, on SLURM, or in this very process; always through submitit.
 
-A submission is remembered in `<folder>/job.json`. Called again while that job lives, `run_job` follows it instead of
+A submission is remembered in `<folder>/job.json`. Called again while it lives, `run_jobs` follows it instead of
 submitting twice; called after it ended unwatched, it takes its results. Results are trusted only when every rank has
 left one, since a scheduler's word about a killed or requeued job is not reliable.
 """
@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,6 +22,7 @@ from submitit.core.utils import FailedSubmissionError, JobPaths, pickle_load
 
 from dinov2.params import InputError, Params, validate
 from dinov2.records import write_json
+from tasks.log_tail import LogTail
 from tasks.resources import LaunchParams
 
 POLL_S = 0.1
@@ -113,8 +114,8 @@ def slurm_state(job_id: str) -> str:
     return lines[0] if lines else ""
 
 
-def run_job(
-    job: Callable[[], Any],
+def run_jobs(
+    jobs: Sequence[Callable[[], Any]],
     *,
     stage: str,
     name: str,
@@ -122,43 +123,44 @@ def run_job(
     accept: Callable[[list[Any]], bool],
     params: LaunchParams,
     show: Callable[[str], None],
-) -> list[Any]:
-    """Run `job` on every rank and return their results; follows a living job or takes a finished one's results first.
+) -> list[list[Any]]:
+    """Run independent jobs side by side (on SLURM as one array), each on every rank; returns what their ranks returned.
 
-    `stage` picks the resources, `name` is the job's, `folder` is its home and `show` gets each line rank 0 prints. The
-    results of a job that ended earlier are taken only if `accept` says they are still of use.
-    Raises JobFailedError when a rank failed or the job vanished, InputError when the scheduler refuses it.
+    `stage` picks the resources, `name` is the jobs', `folder` is their home and `show` gets each line a rank 0 prints.
+    The results of jobs that ended earlier are taken only if `accept` says of each that they are still of use.
+    Raises JobFailedError when a rank failed or a job vanished, after the others ended; InputError for a refusal.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if params.cluster == "debug":
-        return _executor(stage, name, folder, params).submit(job).results()
-    submission = _remembered(folder / "job.json")
-    if submission is not None and submission.is_alive():
-        show(f"re-attaching to job {submission.job_id}, which is still running")
-    elif submission is not None and _succeeded(submission, accept):
-        show(f"job {submission.job_id} ended while nobody watched; taking its results")
+        return [_executor(stage, name, folder, params).submit(job).results() for job in jobs]
+    submissions = _remembered(folder / "job.json")
+    numbers = ", ".join(submission.job_id for submission in submissions)
+    if any(submission.is_alive() for submission in submissions):
+        show(f"re-attaching to job {numbers}, which is still running")
+    elif submissions and all(_succeeded(submission, accept) for submission in submissions):
+        show(f"job {numbers} ended while nobody watched; taking its results")
     else:
-        submission = _submit(job, stage, name, folder, params)
-    previous = {number: signal.signal(number, _cancelling(submission)) for number in (signal.SIGINT, signal.SIGTERM)}
+        submissions = _submit(jobs, stage, name, folder, params)
+    previous = {number: signal.signal(number, _cancelling(submissions)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _follow(submission, show)
+        return _follow(submissions, show)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def cancel_remembered(folder: Path, show: Callable[[str], None]) -> None:
-    """Cancel the job that `folder` remembers, if it still lives: its params or inputs are not the current ones."""
-    submission = _remembered(folder / "job.json")
-    if submission is not None and submission.is_alive():
-        show(f"cancelling job {submission.job_id}, which still works with other params or inputs")
-        submission.cancel()
+    """Cancel the jobs that `folder` remembers, if they still live: their params or inputs are not the current ones."""
+    for submission in _remembered(folder / "job.json"):
+        if submission.is_alive():
+            show(f"cancelling job {submission.job_id}, which still works with other params or inputs")
+            submission.cancel()
 
 
-def _remembered(path: Path) -> Submission | None:
+def _remembered(path: Path) -> list[Submission]:
     if not path.exists():
-        return None
-    return validate(Submission, json.loads(path.read_text()), where=str(path))
+        return []
+    return [validate(Submission, about, where=str(path)) for about in json.loads(path.read_text())]
 
 
 def _succeeded(submission: Submission, accept: Callable[[list[Any]], bool]) -> bool:
@@ -190,88 +192,91 @@ def _executor(stage: str, name: str, folder: Path, params: LaunchParams) -> subm
     return executor
 
 
-def _submit(job: Callable[[], Any], stage: str, name: str, folder: Path, params: LaunchParams) -> Submission:
+def _submit(
+    jobs: Sequence[Callable[[], Any]], stage: str, name: str, folder: Path, params: LaunchParams
+) -> list[Submission]:
     attempts = [int(path.name) for path in (folder / "attempts").glob("*")]
     attempt = folder / "attempts" / str(max(attempts, default=0) + 1)  # of its own: job numbers are used again
     attempt.mkdir(parents=True, mode=0o700)
     resources = params.resources(stage)
+    executor = _executor(stage, name, attempt, params)
     try:
-        submitted = _executor(stage, name, attempt, params).submit(job)
+        submitted = [executor.submit(jobs[0])] if len(jobs) == 1 else executor.submit_array(list(jobs))
     except (FailedSubmissionError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         what = f"{params.cluster} refused the job of {stage}"
         raise InputError(f"{what}: {reason}; mend `launch:` in params.yaml") from error
-    submission = Submission(
-        cluster=params.cluster,
-        job_id=str(submitted.job_id),
-        folder=str(attempt),
-        num_tasks=resources.nodes * resources.tasks_per_node,
-        process_started=psutil.Process(int(submitted.job_id)).create_time() if params.cluster == "local" else None,
-    )
-    write_json(folder / "job.json", submission.model_dump())
-    return submission
+    submissions = [
+        Submission(
+            cluster=params.cluster,
+            job_id=str(job.job_id),
+            folder=str(attempt),
+            num_tasks=resources.nodes * resources.tasks_per_node,
+            process_started=psutil.Process(int(job.job_id)).create_time() if params.cluster == "local" else None,
+        )
+        for job in submitted
+    ]
+    write_json(folder / "job.json", [submission.model_dump() for submission in submissions])
+    return submissions
 
 
-def _cancelling(submission: Submission) -> Callable[[int, FrameType | None], NoReturn]:
+def _cancelling(submissions: Sequence[Submission]) -> Callable[[int, FrameType | None], NoReturn]:
     def cancel(number: int, frame: FrameType | None) -> NoReturn:
-        submission.cancel()
-        raise KeyboardInterrupt(f"stopped by signal {number}; job {submission.job_id} was cancelled")
+        for submission in submissions:
+            submission.cancel()
+        numbers = ", ".join(submission.job_id for submission in submissions)
+        raise KeyboardInterrupt(f"stopped by signal {number}; job {numbers} was cancelled")
 
     return cancel
 
 
-def _follow(submission: Submission, show: Callable[[str], None]) -> list[Any]:
-    log = LogTail(submission.paths(0).stdout, show)
-    ended_at: float | None = None
-    while True:
-        log.read()
-        outcomes = submission.outcomes()
-        failed = [value for kind, value in outcomes if kind == "error"]
+def _follow(submissions: Sequence[Submission], show: Callable[[str], None]) -> list[list[Any]]:
+    """Results of all jobs, in their order; the failure of one is told when the others have ended too."""
+    mark = "[{}] " if len(submissions) > 1 else ""
+    followed = [_Followed(submission, mark.format(number), show) for number, submission in enumerate(submissions)]
+    while [job for job in followed if not job.has_ended()]:
+        time.sleep(POLL_S if submissions[0].cluster != "slurm" else 10 * POLL_S)
+    for job in followed:
+        if job.failure is not None:
+            raise job.failure
+    return [[value for _, value in job.outcomes] for job in followed]
+
+
+class _Followed:
+    """A job that is watched: its log is passed on, its results are awaited."""
+
+    def __init__(self, submission: Submission, mark: str, show: Callable[[str], None]) -> None:
+        self.submission = submission
+        self.outcomes: list[tuple[str, Any]] = []
+        self.failure: JobFailedError | None = None
+        self._log = LogTail(submission.paths(0).stdout, lambda line: show(mark + line))
+        self._vanished_at: float | None = None
+
+    def has_ended(self) -> bool:
+        """Whether it has its results or will never have them; to be asked again and again."""
+        job = self.submission
+        if self.failure is not None or len(self.outcomes) == job.num_tasks:
+            return True
+        self._log.read()
+        self.outcomes = job.outcomes()
+        failed = [value for kind, value in self.outcomes if kind == "error"]
         if failed:
-            submission.cancel()  # the other ranks would wait for the failed one for ever
-            log.read()
+            job.cancel()  # the other ranks would wait for the failed one for ever
             last = failed[0].strip().splitlines()[-1]
-            raise JobFailedError(f"job {submission.job_id} failed: {last}; its log is {log.path}", failed[0])
-        if len(outcomes) == submission.num_tasks:
-            log.read()
-            return [value for _, value in outcomes]
-        if not submission.is_alive():
-            ended_at = ended_at or time.monotonic()
-            grace_s = RESULT_GRACE_S if submission.cluster == "slurm" else 1.0
-            if time.monotonic() - ended_at > grace_s:
-                sentence = f"job {submission.job_id} ended without a result (killed, or out of memory?)"
-                raise JobFailedError(f"{sentence}; its log is {log.path}", log.last())
+            self._fail(f"job {job.job_id} failed: {last}; its log is {self._log.path}", failed[0])
+        elif len(self.outcomes) < job.num_tasks and not job.is_alive():
+            self._vanished_at = self._vanished_at or time.monotonic()
+            grace_s = RESULT_GRACE_S if job.cluster == "slurm" else 1.0
+            if time.monotonic() - self._vanished_at > grace_s:
+                sentence = f"job {job.job_id} ended without a result (killed, or out of memory?)"
+                self._fail(f"{sentence}; its log is {self._log.path}", self._log.last())
         else:
-            ended_at = None
-        time.sleep(POLL_S if submission.cluster != "slurm" else 10 * POLL_S)
+            self._vanished_at = None
+        self._log.read()
+        return self.failure is not None or len(self.outcomes) == job.num_tasks
 
-
-class LogTail:
-    """Passes on what a growing log file says, line by line; submitit's own lines are left in the file."""
-
-    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
-        self.path = path
-        self._show = show
-        self._position = 0
-
-    def read(self) -> None:
-        """Show the whole lines that came since the last call."""
-        if not self.path.exists() or self.path.stat().st_size <= self._position:
-            return
-        with self.path.open("rb") as stream:
-            stream.seek(self._position)
-            data = stream.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._position += len(whole)
-        for line in whole.decode(errors="replace").splitlines():
-            if not line.startswith("submitit "):
-                self._show(line)
-
-    def last(self, num_lines: int = 30) -> str:
-        """The last lines of the file."""
-        if not self.path.exists():
-            return ""
-        return "\n".join(self.path.read_text(errors="replace").splitlines()[-num_lines:])
+    def _fail(self, sentence: str, trace: str) -> None:
+        self.failure = JobFailedError(sentence, trace)
 
 
 def export_rank() -> None:

@@ -24,6 +24,7 @@ from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
 VERSION = 2
+COLLECTIVE = True  # all ranks train together
 
 
 class PretrainParams(TrainParams):

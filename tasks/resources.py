@@ -6,6 +6,8 @@ from pydantic import Field
 
 from dinov2.params import Params
 
+MAX_WORKERS = 64  # elements of an array: a part is not an element, so that any number of parts is a few jobs
+
 
 class Resources(Params):
     """What a stage's job asks for."""
@@ -20,6 +22,8 @@ class Resources(Params):
     """Memory of each node (SLURM)."""
     timeout_min: Annotated[int, Field(ge=1)]
     """The job is stopped after this long; training saves first and is taken up again."""
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)]
+    """Jobs that share the parts of a stage that fans out, each with all of the above; on SLURM one array."""
 
     @property
     def tasks_per_node(self) -> int:

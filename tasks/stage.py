@@ -27,9 +27,10 @@ from pathlib import Path
 from dinov2.params import InputError, load_section
 from dinov2.records import Summary, write_json
 from dinov2.store import StoreParams
-from tasks.call import DISK_FULL, WORK, StageCall, StageJob, disk_full, hash_tree
+from tasks.call import DISK_FULL, WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
+from tasks.fan_out import Phase, Share, missing_parts, phases
 from tasks.gates import GateMissedError, check_gate
-from tasks.launch import JobFailedError, cancel_remembered, run_job
+from tasks.launch import JobFailedError, cancel_remembered, run_jobs
 from tasks.plan import print_plan
 from tasks.resources import LaunchParams
 from tasks.tracked import Tracked
@@ -127,7 +128,7 @@ def _execute(
     hashes = {name: hash_tree(Path(path)) for name, path in sorted(paths.items())}
     call = StageCall(stage, paths, names, options["out"], params, version, hashes)
     with _only_one(WORK / call.instance):
-        for other in sorted((WORK / call.instance).glob("*/job")):
+        for other in sorted((WORK / call.instance).glob("*/job*")):
             if other.parent != call.work:
                 cancel_remembered(other, _show)
         call.work.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ def _execute(
             try:
                 metrics = _finished(call)
                 if metrics is None:
-                    metrics = _work(call, store, launch, tags)
+                    metrics = _work(call, phases(sys.modules[run.__module__]), store, launch, tags)
                 check_gate(params_file, stage, metrics, call.work / "out")
                 out = _publish(call)
             except (InputError, GateMissedError, JobFailedError):
@@ -167,27 +168,56 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def _work(call: StageCall, store: StoreParams, launch: LaunchParams, tags: dict[str, str]) -> dict[str, float]:
-    """Run the stage's job, write its records, and return its metrics. Raises InputError for a person's mistake."""
-    resources = launch.resources(call.stage)
-    outcomes = run_job(
-        StageJob(call, store, resources.cpus_per_task),
-        stage=call.stage,
-        name=call.instance,
-        folder=call.work / "job",
-        accept=lambda ended: (call.work / "out").exists() and all(outcome.mistake is None for outcome in ended),
-        params=launch,
-        show=_show,
-    )
-    for outcome in outcomes:
-        if outcome.mistake is not None:
-            raise InputError(outcome.mistake)
+def _work(
+    call: StageCall, fans: tuple[Phase, ...], store: StoreParams, launch: LaunchParams, tags: dict[str, str]
+) -> dict[str, float]:
+    """Run the stage's jobs, write its records, and return its metrics. Raises InputError for a person's mistake."""
+    for phase in fans:
+        _fan_out(phase, call, store, launch)
+    [outcomes] = _run_jobs(call, launch, [_job(call, store, launch)], "job", (call.work / "out").exists)
     first = outcomes[0]
+    assert first.summary is not None
     write_record(call, first.summary, call.work / "out")
     write_json(call.work / "run.json", {**tags, "seconds": first.seconds, "job": first.job})
     metrics = _finished(call)
     assert metrics is not None
     return metrics
+
+
+def _fan_out(phase: Phase, call: StageCall, store: StoreParams, launch: LaunchParams) -> None:
+    """Let several workers make the missing parts of a phase; a single one would be the stage's own job."""
+    values = call.values(store)
+    missing = missing_parts(phase, values)
+    num_workers = min(launch.resources(call.stage).workers, len(missing))
+    if launch.resources(call.stage).workers == 1 or not missing:
+        return
+    _show(f"{phase.name}: {len(missing)} parts for {num_workers} workers")
+    jobs = [_job(call, store, launch, Share(phase.name, worker, num_workers)) for worker in range(num_workers)]
+    _run_jobs(call, launch, jobs, f"job-{phase.name}", lambda: not missing_parts(phase, values))
+
+
+def _job(call: StageCall, store: StoreParams, launch: LaunchParams, share: Share | None = None) -> StageJob:
+    return StageJob(call, store, launch.resources(call.stage).cpus_per_task, share)
+
+
+def _run_jobs(
+    call: StageCall, launch: LaunchParams, jobs: list[StageJob], folder: str, is_there: Callable[[], bool]
+) -> list[list[Outcome]]:
+    """Outcomes of all ranks of all jobs. Raises InputError for the first mistake; `is_there`: their work still is."""
+    results = run_jobs(
+        jobs,
+        stage=call.stage,
+        name=call.instance,
+        folder=call.work / folder,
+        accept=lambda ended: is_there() and all(outcome.mistake is None for outcome in ended),
+        params=launch,
+        show=_show,
+    )
+    for outcomes in results:
+        for outcome in outcomes:
+            if outcome.mistake is not None:
+                raise InputError(outcome.mistake)
+    return results
 
 
 def _finished(call: StageCall) -> dict[str, float] | None:

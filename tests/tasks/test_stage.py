@@ -154,7 +154,7 @@ def test_a_living_job_of_other_params_is_cancelled(folder: Path) -> None:
         time.sleep(0.01)
     first.kill()
     first.wait()
-    controller = psutil.Process(int(json.loads(jobs[0].read_text())["job_id"]))
+    controller = psutil.Process(int(json.loads(jobs[0].read_text())[0]["job_id"]))
     controller.suspend()  # so that it surely still lives
     edit(folder, "max_page_mb: 10.0", "max_page_mb: 9.0")
     done = crawl(folder)
@@ -170,7 +170,7 @@ def test_a_killed_job_is_told_and_a_second_start_submits_anew(folder: Path) -> N
     while not (jobs := list(folder.glob("work/crawl/*/job/job.json"))):
         assert first.poll() is None
         time.sleep(0.01)
-    controller = psutil.Process(int(json.loads(jobs[0].read_text())["job_id"]))
+    controller = psutil.Process(int(json.loads(jobs[0].read_text())[0]["job_id"]))
     for process in [*controller.children(recursive=True), controller]:
         process.kill()
     _, errors = first.communicate(timeout=60)
