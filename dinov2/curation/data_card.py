@@ -122,7 +122,8 @@ def _mixture(retrieve: Path) -> Mixture:
         num=counts["origin"].total(), num_bytes=num_bytes, num_shards=len(counts["shard"]), num_unsized=num_unsized,
         origins=_most(counts["origin"]), kinds=_most(counts["mime"]), labels=_most(counts["label"])[:NUM_LISTED],
         num_labels=len(counts["label"]),
-        num_unlabelled=counts["origin"].total() - counts["label"].total(), hosts=_most(counts["host"])[:NUM_LISTED], num_hosts=len(counts["host"]),
+        num_unlabelled=counts["origin"].total() - counts["label"].total(),
+        hosts=_most(counts["host"])[:NUM_LISTED], num_hosts=len(counts["host"]),
         sides={name: _quantiles(histogram) for name, histogram in sides.items()},
     )  # fmt: skip
 
