@@ -1,7 +1,7 @@
 """The outputs of a small curation, made up: what the pages and commands that look at a curation are tested on.
 
-pool: p0 to p9, each a drawn picture. p0 to p2 are taken by seed s0 (sample), p3 by s1 (cluster), p4 is not retrieved, p5
-copies p0, p6 copies p5 (a chain), p7 copies an evaluation image, p8 is too small, p9 has a face and was blurred to q9.
+pool: p0 to p9, each a drawn picture. p0 to p2 are taken by seed s0 (sample), p3 by s1 (cluster), p4 is not retrieved,
+p5 copies p0, p6 copies p5 (a chain), p7 copies an evaluation image, p8 is too small, p9 has a face and became q9.
 """
 
 import io
@@ -19,7 +19,10 @@ from dinov2.shards import ShardWriter
 from dinov2.store import Store, StoreParams
 
 BLURRED = MANIFEST if "source_id" in MANIFEST.names else MANIFEST.append(pa.field("source_id", pa.string()))
-DEGREES = {"p0": 0, "p1": 10, "p2": 20, "p3": 90, "p4": 45, "p5": 3, "p6": 6, "p7": 120, "q9": 60, "s0": 1, "s1": 91, "e0": 121}
+DEGREES = {
+    "p0": 0, "p1": 10, "p2": 20, "p3": 90, "p4": 45, "p5": 3, "p6": 6, "p7": 120, "q9": 60, "s0": 1, "s1": 91,
+    "e0": 121,
+}  # fmt: skip
 
 
 class Outputs(NamedTuple):
@@ -44,7 +47,7 @@ def write_outputs(root: Path) -> Outputs:
     rows["e0"] = {**dict.fromkeys(EMBEDDED.names), "id": "e" * 64, "path": "label/e0.jpg", "width": 60, "height": 50}
     for name in ("s0", "s1"):
         rows[name] |= {"url": None, "page_url": None, "path": f"label/{name}.jpg", "label": "label"}
-    ids = {name: row["id"] for name, row in rows.items()}
+    ids = {name: str(row["id"]) for name, row in rows.items()}
     _early(data, rows, ids)
     _embedded(data, rows, store, root)
     _late(data, rows, ids)

@@ -183,11 +183,11 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _share(value: float) -> str:
+def _share(value: float | int) -> str:
     return f"{100 * value:.2f} %" if 0 < value < 1 else f"{100 * value:.0f} %"
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
 
 

@@ -47,7 +47,7 @@ def test_counts_that_do_not_add_up_are_said(outputs: Outputs, tmp_path: Path) ->
 
 def test_what_is_in_the_set_is_counted_from_its_manifest(card: str) -> None:
     assert card.startswith("# Data card of the curated set\n\n6 images")
-    assert "| sample | 3 | 50 % |" in card
+    assert "| sample | 3 | 50.00 % |" in card
     assert "| a.example | 4 | 66.67 % |" in card
     assert "| label | 2 | 33.33 % |" in card
     assert "1 labels in all; 4 images have none." in card

@@ -1,7 +1,7 @@
 """A plan of a stage of the curation, said before it runs: operations, bytes, memory, parts and hours.
 
 A phase takes as long as what it needs most: cores, GPUs, storage or network, each of which works beside the others. A
-phase of one part has one worker's cores, GPUs, storage and network, and the phases of a stage follow each other.
+phase of one part has one process's cores and GPU and one node's storage; the phases of a stage follow each other.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Cost(NamedTuple):
 
     stage: str
     work: Work
-    workers: int
+    processes: int
     hours: float
     bound_by: str
 
@@ -32,10 +32,9 @@ def costs_of(stage: str, sizes: Sizes, rates: Rates, machines: Machines) -> list
 
 
 def _cost(stage: str, work: Work, rates: Rates, machines: Machines) -> Cost:
-    workers = min(machines.workers, work.parts, MAX_WORKERS)
-    share = workers / machines.workers
-    nodes = max(machines.nodes * share, 1e-9)
-    cores, gpus = nodes * machines.cores, nodes * machines.gpus
+    processes = min(machines.processes, work.parts)
+    nodes, share = min(machines.nodes, processes), processes / machines.processes
+    cores, gpus = machines.nodes * machines.cores * share, machines.nodes * machines.gpus * share
     on_gpu = work.on_gpu and gpus > 0
     seconds = {
         "cores": (work.core_s + (0 if on_gpu else work.flops / rates.core_flops)) / cores,
@@ -44,28 +43,30 @@ def _cost(stage: str, work: Work, rates: Rates, machines: Machines) -> Cost:
         "network": work.fetched / (nodes * rates.network),
     }
     longest = max(seconds, key=lambda name: seconds[name])
-    return Cost(stage, work, workers, seconds[longest] / 3600, longest)
+    return Cost(stage, work, processes, seconds[longest] / 3600, longest)
 
 
 def plan_stage(stage: str, file: Path, assumed: Assumed, machines: Machines) -> Iterator[str]:
     """The lines that `--plan` prints. Raises InputError for numbers that no plan can be made of."""
     machines = asked(machines, assumed)
     sizes = read_sizes(file, assumed)
-    rates = read_rates(assumed, machines)
+    rates = read_rates(assumed)
     a = assumed
     yield f"{stage}: what follows is counted by formulas, unless it says measured or assumed"
-    yield f"images      {a.images:,.0f}, of an assumed {a.image_kb:g} kB and {a.megapixels:g} megapixels"
+    yield f"{'images':<15}{a.images:,.0f}, of an assumed {a.image_kb:g} kB and {a.megapixels:g} megapixels"
     yield (
-        f"machines    {machines.nodes} of {machines.cores} cores and {_gpus(machines, a)}; "
-        f"{machines.workers} workers share the parts"
+        f"{'machines':<15}{_many(machines.nodes, 'node')} of {machines.cores} cores and {_gpus(machines, a)}; "
+        f"{_jobs(machines)} share the parts"
     )
     costs = costs_of(stage, sizes, rates, machines)
     for cost in costs:
         work = cost.work
-        yield f"{work.phase:<12}{_amounts(work)}"
-        yield f"            {count(work.parts)} over {cost.workers} workers, {_hours(cost)}"
-    yield f"in all      {sum(cost.hours for cost in costs):,.2g} h"
-    yield from (f"{'rates' if number == 0 else '':<12}{line}" for number, line in enumerate(rates.sources))
+        yield f"{work.phase:<15}{_amounts(work)}"
+        parts = f"{_many(work.parts, 'part')} over {_many(cost.processes, 'process')}"
+        yield f"{'':<15}{parts}, {_time(cost.hours)}, bound by {cost.bound_by}"
+    yield f"{'in all':<15}{_time(sum(cost.hours for cost in costs))}"
+    for number, line in enumerate(_sources(costs, rates, machines)):
+        yield f"{'' if number else 'rates':<15}{line}"
 
 
 def asked(machines: Machines, assumed: Assumed) -> Machines:
@@ -82,19 +83,20 @@ def asked(machines: Machines, assumed: Assumed) -> Machines:
 def markdown(file: Path, assumed: Assumed, machines: Machines) -> str:
     """The plans of all stages as one table, with the rates below."""
     machines = asked(machines, assumed)
-    sizes, rates = read_sizes(file, assumed), read_rates(assumed, machines)
+    sizes, rates = read_sizes(file, assumed), read_rates(assumed)
     costs = [cost for stage in STAGES for cost in costs_of(stage, sizes, rates, machines)]
     lines = [
-        f"{assumed.images:.3g} images; {machines.nodes} nodes of {machines.cores} cores and {_gpus(machines, assumed)}:",
+        f"{assumed.images:.3g} images; {machines.nodes} nodes of {machines.cores} cores and "
+        f"{_gpus(machines, assumed)}; {_jobs(machines)}",
         "",
-        "| stage | phase | FLOP | read | written | memory a worker | parts | workers | hours | bound by |",
+        "| stage | phase | FLOP | read, fetched | written | memory a process | parts | processes | time | bound by |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for cost in costs:
         work = cost.work
         cells = (
             cost.stage, work.phase, f"{work.flops:.2g}" if work.flops else "-", size(work.read + work.fetched),
-            size(work.written), size(work.memory), f"{work.parts:,}", f"{cost.workers}", f"{cost.hours:.2g}",
+            size(work.written), size(work.memory), f"{work.parts:,}", f"{cost.processes}", _time(cost.hours),
             cost.bound_by,
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -103,12 +105,12 @@ def markdown(file: Path, assumed: Assumed, machines: Machines) -> str:
         "",
         f"In all {total:.3g} h one after the other, of which {joined:.3g} h from {LATER[0]} on.",
         "",
-        *(f"- {line}" for line in rates.sources),
+        *(f"- {line}" for line in _sources(costs, rates, machines)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def size(num_bytes: float) -> str:
+def size(num_bytes: float | int) -> str:
     """Bytes in the unit of powers of 1,000 that suits."""
     for unit, factor in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= factor:
@@ -116,9 +118,14 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 1e3:.3g} kB" if num_bytes else "-"
 
 
-def count(parts: int) -> str:
+def _many(num: int, what: str) -> str:
     """`1 part`, `1,234 parts`."""
-    return "1 part" if parts == 1 else f"{parts:,} parts"
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{num:,} {what if num == 1 else plural}"
+
+
+def _jobs(machines: Machines) -> str:
+    return f"{_many(machines.processes, 'process')} of {_many(machines.workers, 'job')}"
 
 
 def _gpus(machines: Machines, assumed: Assumed) -> str:
@@ -131,9 +138,21 @@ def _amounts(work: Work) -> str:
     parts = [f"{work.flops:.2g} FLOP"] if work.flops else []
     parts += [f"{work.core_s / 3600:,.3g} core-hours by measured rates"] if work.core_s else []
     parts += [f"{size(work.fetched)} fetched"] if work.fetched else []
-    parts += [f"{size(work.read)} read, {size(work.written)} written", f"{size(work.memory)} of memory a worker"]
+    parts += [f"{size(work.read)} read"]
+    parts += [f"{size(work.written)} written"] if work.written else []
+    parts += [f"{size(work.memory)} of memory a process"] if work.memory else []
     return ", ".join(parts)
 
 
-def _hours(cost: Cost) -> str:
-    return f"{cost.hours:,.2g} h, bound by {cost.bound_by}"
+def _time(hours: float | int) -> str:
+    """In the unit that suits."""
+    seconds = 3600 * hours
+    return f"{seconds:.2g} s" if seconds < 60 else f"{seconds / 60:.2g} min" if hours < 1 else f"{hours:,.3g} h"
+
+
+def _sources(costs: list[Cost], rates: Rates, machines: Machines) -> list[str]:
+    """Of the rates that these costs were reckoned with."""
+    used = {cost.stage for cost in costs} | {"storage"}
+    used |= {"network"} if any(cost.work.fetched for cost in costs) else set()
+    products = {"GPUs" if machines.gpus and cost.work.on_gpu else "cores" for cost in costs if cost.work.flops}
+    return [line for name, line in rates.sources.items() if name in used | products]

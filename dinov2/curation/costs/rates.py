@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from dinov2.curation.costs.sizes import GPUS, Assumed, Machines
+from dinov2.curation.costs.sizes import GPUS, Assumed
 from dinov2.params import InputError
 
 TABLE = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "curation_rates.md"
+MEASURED_MEGAPIXELS = 500 * 375 / 1e6  # of the images that the table was measured on
 
 
 class Rates(NamedTuple):
@@ -26,41 +27,33 @@ class Rates(NamedTuple):
     """Bytes, a node."""
     storage: float
     """Bytes, a node."""
-    sources: list[str]
-    """A line a rate: what it is and whether it was measured or is assumed."""
+    sources: dict[str, str]
+    """What each rate is, and whether it was measured or is assumed; by stage, or by what it is a rate of."""
 
 
-def read_rates(assumed: Assumed, machines: Machines) -> Rates:
-    """Measured rates from benchmarks/results/curation_rates.md; they are of photographs of 0.19 megapixels."""
-    measured = _table()
-    scale = assumed.megapixels / measured_megapixels()
-    per_core = {name: measured[name] / scale for name in ("filter", "embed")}
-    gpu = GPUS[assumed.gpu]
-    where = f"benchmarks/results/{TABLE.name}"
-    sources = [
-        f"measured ({where}): {measured['crawl']:,.0f} pages and {measured['download']:,.0f} downloads out of WARC "
-        "files a second and core",
-        f"measured ({where}): {per_core['filter']:,.0f} images filtered and {per_core['embed']:,.0f} decoded for "
-        f"embedding a second and core, at {assumed.megapixels:g} megapixels each",
-        f"measured ({where}): {measured['fp32']:,.0f} GFLOP/s of products a core",
-        f"assumed: storage gives and takes {assumed.storage_gb_s:g} GB/s a node, the public network "
-        f"{assumed.network_gbit:g} Gbit/s",
-    ]
-    if machines.gpus:
-        sources.append(
-            f"assumed: products reach {assumed.peak_share:g} of the {gpu.tflops:g} TFLOP/s on the data sheet of the "
-            f"{assumed.gpu}; none was measured"
-        )
+def read_rates(assumed: Assumed) -> Rates:
+    """Measured rates from benchmarks/results/curation_rates.md; of images, in proportion to their pixels."""
+    table = _table()
+    scale = assumed.megapixels / MEASURED_MEGAPIXELS
+    looked, decoded, gpu = table["filter"] / scale, table["embed"] / scale, GPUS[assumed.gpu]
+    measured = f"measured (benchmarks/results/{TABLE.name})"
+    at = f"a second and core, at {assumed.megapixels:g} megapixels each"
+    sources = {
+        "crawl": f"{measured}: {table['crawl']:,.0f} pages a second and core",
+        "download": f"{measured}: {table['download']:,.0f} images a second and core, out of WARC files",
+        "filter": f"{measured}: {looked:,.0f} images looked at {at}, without NSFW and faces",
+        "embed": f"{measured}: {decoded:,.0f} images decoded for embedding {at}",
+        "cores": f"{measured}: {table['fp32']:,.0f} GFLOP/s of products a core",
+        "GPUs": f"assumed, as no GPU was at hand: {assumed.peak_share:g} of the {gpu.tflops:g} TFLOP/s that the "
+        f"{assumed.gpu}'s data sheet has",
+        "storage": f"assumed: the store gives and takes {assumed.storage_gb_s:g} GB/s a node",
+        "network": f"assumed: {assumed.network_gbit:g} Gbit/s a node from the public network, and hosts that give it",
+    }
     return Rates(
-        crawl=measured["crawl"], download=measured["download"], **per_core, core_flops=measured["fp32"] * 1e9,
+        crawl=table["crawl"], download=table["download"], filter=looked, embed=decoded, core_flops=table["fp32"] * 1e9,
         gpu_flops=gpu.tflops * 1e12 * assumed.peak_share, network=assumed.network_gbit * 1e9 / 8,
         storage=assumed.storage_gb_s * 1e9, sources=sources,
     )  # fmt: skip
-
-
-def measured_megapixels() -> float:
-    """Size of the photographs that the rates were measured on."""
-    return 500 * 375 / 1e6
 
 
 def _table() -> dict[str, float]:

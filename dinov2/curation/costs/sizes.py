@@ -20,11 +20,11 @@ class GPU(NamedTuple):
     """A kind of GPU as its data sheet has it."""
 
     tflops: float
-    """Dense products in bf16, or fp16 where it has no bf16."""
+    """Dense products in bf16."""
     memory_gb: float
 
 
-GPUS = {"V100": GPU(125.0, 32.0), "A100": GPU(312.0, 80.0), "H100": GPU(989.0, 80.0), "H200": GPU(989.0, 141.0)}
+GPUS = {"A100": GPU(312.0, 80.0), "H100": GPU(989.0, 80.0), "H200": GPU(989.0, 141.0)}
 
 
 class Assumed(NamedTuple):
@@ -35,10 +35,12 @@ class Assumed(NamedTuple):
     image_kb, megapixels: mean size of an image.
     page_kb, images_per_page: mean size of a page's HTML, and the images that it alone shows.
     nodes, cores, gpus: machines, and cores and GPUs of each; default: what launch gives the stage.
-    gpu: V100, A100, H100 or H200.
+    gpu: A100, H100 or H200.
     peak_share: share of a GPU's peak that products reach.
     network_gbit, storage_gb_s: of a node, from the public network, and from and to the store (gigabytes a second).
-    block_rows: rows of a block of descriptors in dedup; default: dedup.block_rows.
+    crawl_mb: of pages, in a part of crawl; default: crawl.part_mb, or one part.
+    part_images: images of a part of download, filter and embed; default: what the params say, or one part.
+    block_rows: rows of a block of descriptors in dedup; default: dedup.block_rows, or all.
     copy_dims, semantic_dims: of the descriptors; default: from the params.
     semantic_gflop: of the backbone, an image; default: counted from bootstrap.model.
     with_copies: share of the images that have a copy.
@@ -59,6 +61,8 @@ class Assumed(NamedTuple):
     peak_share: float = 0.4
     network_gbit: float = 10.0
     storage_gb_s: float = 1.0
+    crawl_mb: float | None = None
+    part_images: int | None = None
     block_rows: int | None = None
     copy_dims: int | None = None
     semantic_dims: int | None = None
@@ -76,11 +80,16 @@ class Machines(NamedTuple):
     gpus: int
     """Of a node."""
     workers: int
-    """Processes that share a stage's parts."""
+    """Jobs that share a stage's parts: elements of an array."""
+
+    @property
+    def processes(self) -> int:
+        """One a GPU, or one a node; all share the parts."""
+        return self.nodes * max(1, self.gpus)
 
 
 class Sizes(NamedTuple):
-    """Numbers of a curation, none of them unknown."""
+    """Numbers of a curation. Rows of a part are 0 where the stage's work does not divide."""
 
     assumed: Assumed
     copy_dims: int
@@ -96,6 +105,7 @@ class Sizes(NamedTuple):
     num_iterations: int
     neighbors: int
     record_rows: int
+    crawl_mb: float
 
 
 def read_sizes(file: Path, assumed: Assumed) -> Sizes:
@@ -113,10 +123,11 @@ def read_sizes(file: Path, assumed: Assumed) -> Sizes:
         semantic_dims=assumed.semantic_dims or model["dim"],
         semantic_gflop=vit_gflop(model) if assumed.semantic_gflop is None else assumed.semantic_gflop,
         hash_bytes=_value(values, "filter", "pca_hash", "num_bits") // 8,
-        block_rows=assumed.block_rows or _value(values, "dedup", "block_rows") or _value(values, "embed", "block_rows"),
-        embed_rows=_value(values, "embed", "block_rows"),
-        filter_rows=_value(values, "filter", "part_images") or 0,
-        record_rows=_value(values, "download", "records_per_part") or 0,
+        block_rows=assumed.block_rows or _value(values, "dedup", "block_rows") or 0,
+        embed_rows=assumed.part_images or _value(values, "embed", "block_rows"),
+        filter_rows=assumed.part_images or _value(values, "filter", "part_images") or 0,
+        record_rows=assumed.part_images or _value(values, "download", "records_per_part") or 0,
+        crawl_mb=assumed.crawl_mb or _value(values, "crawl", "part_mb") or 0,
         sample_rows=_value(values, "dedup", "sample_rows") or 0,
         num_clusters=_value(values, "retrieve", "clusters", "num_clusters"),
         num_iterations=_value(values, "retrieve", "clusters", "num_iterations"),

@@ -1,6 +1,6 @@
 """Work of each stage of the curation, phase by phase, by counted formulas: operations, bytes, memory, parts.
 
-Products are counted at 2 operations a multiplication. Memory is that of one worker, of its arrays alone. What no
+Products are counted at 2 operations a multiplication. Memory is that of one process, of its arrays alone. What no
 formula gives, the seconds of a core an image, comes from the measured rates.
 """
 
@@ -12,8 +12,9 @@ from dinov2.curation.costs.rates import Rates
 from dinov2.curation.costs.sizes import Sizes
 
 RECORD_BYTES = 130
-"""A row of URLs, compressed (the demo's records.parquet and manifest.parquet have 70 to 130 bytes a row)."""
+"""A row of URLs, compressed; assumed: the demo's, whose URLs are short, have 32."""
 ROW_BYTES = 120
+"""A row of a manifest, compressed: the demo's have 92 to 133."""
 URL_MEMORY = 100
 """Of a URL that was seen, in a table of hashes."""
 PAIR_MEMORY = 300
@@ -33,7 +34,7 @@ class Work(NamedTuple):
     read: float = 0.0
     written: float = 0.0
     memory: float = 0.0
-    """Bytes of a worker."""
+    """Bytes of a process; 0: that of a few images."""
     parts: int = 1
     on_gpu: bool = False
     """Whether a GPU does the products, where there is one."""
@@ -42,13 +43,12 @@ class Work(NamedTuple):
 def crawl(sizes: Sizes, rates: Rates) -> list[Work]:
     """Pages are parsed, each URL is kept once."""
     a = sizes.assumed
-    pages = a.images / a.images_per_page
+    pages, records = a.images / a.images_per_page, a.images * RECORD_BYTES
+    html = pages * a.page_kb * 1e3
     return [
-        Work(
-            "pages", core_s=pages / rates.crawl, read=pages * a.page_kb * 1e3, written=a.images * RECORD_BYTES,
-            memory=a.images * URL_MEMORY,
-        )
-    ]  # fmt: skip
+        Work("pages", core_s=pages / rates.crawl, read=html, written=records, parts=_parts(html / 1e6, sizes.crawl_mb)),
+        Work("each URL once", read=records, written=records, memory=a.images * URL_MEMORY),
+    ]
 
 
 def download(sizes: Sizes, rates: Rates) -> list[Work]:
@@ -57,16 +57,17 @@ def download(sizes: Sizes, rates: Rates) -> list[Work]:
     stored = a.images * a.image_kb * 1e3
     return [
         Work("fetch", core_s=a.images / rates.download, fetched=stored, written=2 * stored, read=stored,
-             memory=1e9, parts=_parts(a.images, sizes.record_rows)),
+             parts=_parts(a.images, sizes.record_rows)),
     ]  # fmt: skip
 
 
 def filter(sizes: Sizes, rates: Rates) -> list[Work]:  # noqa: A001 - the stage's name
     """Every image is decoded and looked at once; hashes are compared by the job that gathers."""
     a = sizes.assumed
+    part = min(sizes.filter_rows or a.images, a.images)
     return [
         Work("looks", core_s=a.images / rates.filter, read=a.images * a.image_kb * 1e3, written=a.images * ROW_BYTES,
-             memory=sizes.filter_rows * ROW_BYTES, parts=_parts(a.images, sizes.filter_rows)),
+             memory=part * ROW_BYTES, parts=_parts(a.images, part)),
         Work("hashes", read=a.images * (sizes.hash_bytes + ROW_BYTES), written=a.images * ROW_BYTES,
              memory=a.images * (sizes.hash_bytes + 8)),
     ]  # fmt: skip
@@ -79,7 +80,8 @@ def embed(sizes: Sizes, rates: Rates) -> list[Work]:
     return [
         Work("descriptors", flops=images * (sizes.copy_gflop + sizes.semantic_gflop) * 1e9, core_s=images / rates.embed,
              read=images * a.image_kb * 1e3, written=images * (dims * FLOAT16 + ROW_BYTES),
-             memory=sizes.embed_rows * dims * FLOAT32, parts=_parts(images, sizes.embed_rows), on_gpu=True),
+             memory=min(sizes.embed_rows, images) * dims * FLOAT32, parts=_parts(images, sizes.embed_rows),
+             on_gpu=True),
     ]  # fmt: skip
 
 
@@ -87,8 +89,8 @@ def dedup(sizes: Sizes, _: Rates) -> list[Work]:
     """All pairs of blocks; the exact join, which is the most that any method costs."""
     a = sizes.assumed
     rows = a.images + a.seeds
-    blocks, block_bytes = _parts(rows, sizes.block_rows), sizes.block_rows * sizes.copy_dims * FLOAT16
-    memory = sizes.block_rows * sizes.copy_dims * 16
+    blocks, block_rows = _parts(rows, sizes.block_rows), min(sizes.block_rows or rows, rows)
+    block_bytes, memory = block_rows * sizes.copy_dims * FLOAT16, block_rows * sizes.copy_dims * 16
     looks = a.evaluation + sizes.sample_rows
     copies = rows * a.with_copies
     return [
@@ -106,7 +108,7 @@ def retrieve(sizes: Sizes, _: Rates) -> list[Work]:
     vectors = a.images * sizes.semantic_dims * FLOAT16
     a_seed = sizes.semantic_dims * FLOAT16 + sizes.neighbors * 12
     centroids = sizes.num_clusters * sizes.semantic_dims
-    block = sizes.embed_rows * sizes.semantic_dims * FLOAT32
+    block = min(sizes.embed_rows, a.images) * sizes.semantic_dims * FLOAT32
     passes, blocks = sizes.num_iterations + 1, _parts(a.images, sizes.embed_rows)
     stored = (a.images * a.chosen + a.seeds) * a.image_kb * 1e3
     return [
@@ -123,6 +125,6 @@ STAGES: dict[str, Callable[[Sizes, Rates], list[Work]]] = {
 }  # fmt: skip
 
 
-def _parts(rows: float, part_rows: int) -> int:
+def _parts(rows: float | int, part_rows: float | int) -> int:
     """Parts of so many rows; one where the stage does not divide."""
     return ceil(rows / part_rows) if part_rows else 1
