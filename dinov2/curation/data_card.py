@@ -20,13 +20,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from dinov2.curation.lookup import batches, read_metrics, read_record
+from dinov2.curation.lookup import batches, column_names, read_metrics, read_record
 from dinov2.params import InputError
 
 FUNNEL = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
 STAGES = (*FUNNEL[:3], "bootstrap", *FUNNEL[3:])
 OPT_OUTS = ("robots", "x_robots_tag", "meta_robots", "tdm")  # how the reasons begin
-NUM_LISTED = 15  # hosts, labels
+NUM_LISTED = 15  # hosts, sources
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 LARGEST_PX = 65536  # of a side; larger ones count as this
 
@@ -50,9 +50,9 @@ class Mixture(NamedTuple):
     num_unsized: int
     origins: list[tuple[str, int]]
     kinds: list[tuple[str, int]]
-    labels: list[tuple[str, int]]
-    num_labels: int
-    num_unlabelled: int
+    sources: list[tuple[str, int]]
+    num_sources: int
+    num_without_source: int
     hosts: list[tuple[str, int]]
     num_hosts: int
     sides: dict[str, list[int]]
@@ -103,12 +103,14 @@ def _opt_outs(steps: list[Step]) -> list[tuple[str, str, int]]:
 
 
 def _mixture(retrieve: Path) -> Mixture:
-    names = {"origin", "mime", "label", "host", "shard"}
+    table = retrieve / "manifest.parquet"
+    source = "source" if "source" in column_names(table) else "label"
+    names = {"origin", "mime", source, "host", "shard"}
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     sides = {name: np.zeros(LARGEST_PX + 1, np.int64) for name in ("width", "height", "shorter side")}
     num_bytes, num_unsized = 0, 0
-    columns = ["origin", "mime", "label", "url", "shard", "length", "width", "height"]
-    for batch in batches(retrieve / "manifest.parquet", columns):
+    columns = ["origin", "mime", source, "url", "shard", "length", "width", "height"]
+    for batch in batches(table, columns):
         for name in names - {"host"}:
             counts[name].update(value for value in batch[name].to_pylist() if value is not None)
         counts["host"].update(host for url in batch["url"].to_pylist() if url and (host := urlsplit(url).hostname))
@@ -120,9 +122,8 @@ def _mixture(retrieve: Path) -> Mixture:
             sides[name] += np.bincount(values, minlength=LARGEST_PX + 1)
     return Mixture(
         num=counts["origin"].total(), num_bytes=num_bytes, num_shards=len(counts["shard"]), num_unsized=num_unsized,
-        origins=_most(counts["origin"]), kinds=_most(counts["mime"]), labels=_most(counts["label"])[:NUM_LISTED],
-        num_labels=len(counts["label"]),
-        num_unlabelled=counts["origin"].total() - counts["label"].total(),
+        origins=_most(counts["origin"]), kinds=_most(counts["mime"]), sources=_most(counts[source])[:NUM_LISTED],
+        num_sources=len(counts[source]), num_without_source=counts["origin"].total() - counts[source].total(),
         hosts=_most(counts["host"])[:NUM_LISTED], num_hosts=len(counts["host"]),
         sides={name: _quantiles(histogram) for name, histogram in sides.items()},
     )  # fmt: skip

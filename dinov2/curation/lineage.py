@@ -17,18 +17,24 @@ from dinov2.params import InputError, load_section
 from dinov2.store import Store, StoreParams
 
 THUMBNAIL_PX = 192
+LONGEST = 600  # characters of a line
 STAGES = ("download", "filter", "embed", "retrieve")
 
 
 def as_text(story: Story) -> str:
     """The story for a terminal: a line a fact."""
     lines = [f"image      {story.id or 'never fetched'}"]
-    lines += [f"           {story.url}"] if story.url else []
+    lines += [f"           {_short(story.url)}"] if story.url else []
     for event in story.events:
         for number, fact in enumerate(event.facts or [""]):
             head = f"{event.stage:<10} {event.outcome:<8}" if number == 0 else " " * 19
-            lines.append(f"{head} {fact}".rstrip())
+            lines.append(f"{head} {_short(fact)}".rstrip())
     return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    """Without the middle of what would fill a screen: a data: URI holds a whole image."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 40]}... ({len(text):,} characters)"
 
 
 def as_html(story: Story, album: Album) -> str:

@@ -63,6 +63,11 @@ def rows_at(table: Path, places: Collection[int]) -> list[Row]:
     return found
 
 
+def column_names(table: Path) -> list[str]:
+    """Its columns; none if there is no table."""
+    return ds.dataset(table, format="parquet").schema.names if table.exists() else []
+
+
 def num_rows(table: Path, where: pc.Expression | None = None) -> int:
     """How many rows a table has, or how many for which `where` holds; 0 if there is no table."""
     return ds.dataset(table, format="parquet").count_rows(filter=where) if table.exists() else 0

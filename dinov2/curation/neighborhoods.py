@@ -73,6 +73,8 @@ def neighborhoods(
     table = dedup / "seeds.parquet"
     num_seeds = num_rows(table)
     shown = _evenly(num_seeds, params.num_seeds)
+    if num_seeds == 0:
+        return Neighborhoods([], [], None, 0, 0, 0, 0)
     seeds = Blocks(embed, "seeds", "semantic", store, max_rows=num_rows(embed / "seeds.parquet"), seed=params.seed)
     pool = Blocks(embed, "pool", "semantic", store, max_rows=params.max_rows, seed=params.seed)
     shown_rows = rows_at(table, shown)
@@ -135,7 +137,7 @@ def _panels(
 
 def _status(seed: str, taken: Row | None, gone: Row | None, left: Row | None) -> tuple[str, str, str | None]:
     """Class, words and witness of a neighbour's fate."""
-    if taken and taken["seed_id"] == seed:
+    if taken and taken["seed_id"] in (seed, None):  # None: taken for no seed
         return "taken", f"taken, {taken['origin']}", None
     if taken:
         return "other", f"another's, {taken['origin']} {taken['cosine']:.3f}", None

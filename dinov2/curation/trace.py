@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from dinov2.curation.lookup import Row, batches, rows_with
+from dinov2.curation.lookup import Row, batches, column_names, rows_with
 from dinov2.params import InputError
 
 LEAST_DIGITS = 6
@@ -163,7 +163,8 @@ def _downloaded(data: Path, row: Row) -> Event:
 
 
 def _filtered(data: Path, source: str, blurred: Row | None, images: list[tuple[str, str]]) -> Iterator[Event]:
-    if lost := _lost(data, "filter", source):
+    lost = _lost(data, "filter", source)
+    if lost and lost["witness_id"] != source:  # else the same image came twice, and one of them stayed
         facts = [lost["reason"]]
         if lost["witness_id"]:
             facts.append(f"like {lost['witness_id']}, which is {fate(data, lost['witness_id'])}")
@@ -215,10 +216,13 @@ def _retrieved(data: Path, image: str, images: list[tuple[str, str]]) -> Iterato
         if row["origin"] == "seed":
             yield Event("retrieve", "joined", ["a seed, part of the curated set", *facts])
             return
-        seed = _first(rows_with(data / "dedup/seeds.parquet", "id", [row["seed_id"]]))
-        about = f" ({seed['path']})" if seed and seed.get("path") else ""
-        by = f"{row['origin']}-based by the seed {row['seed_id']}{about}, cosine {_cosine(row['cosine'])}"
-        images.append((row["seed_id"], f"its seed, cosine {_cosine(row['cosine'])}"))
+        if row["seed_id"] is None:
+            by = f"{row['origin']}, cosine {_cosine(row['cosine'])} to its cluster"
+        else:
+            seed = _first(rows_with(data / "dedup/seeds.parquet", "id", [row["seed_id"]]))
+            about = f" ({seed['path']})" if seed and seed["path"] else ""
+            by = f"{row['origin']}-based by the seed {row['seed_id']}{about}, cosine {_cosine(row['cosine'])}"
+            images.append((row["seed_id"], f"its seed, cosine {_cosine(row['cosine'])}"))
         yield Event("retrieve", "kept", [by, *facts])
     elif lost := _lost(data, "retrieve", image):
         yield Event("retrieve", "dropped", [lost["reason"]])
@@ -233,9 +237,7 @@ def _source_of(data: Path, image: str) -> str:
 def _blurred(data: Path, source: str) -> Row | None:
     """What filter made of the image, if it blurred faces."""
     table = data / "filter/manifest.parquet"
-    if table.exists() and "source_id" in ds.dataset(table).schema.names:
-        return _first(rows_with(table, "source_id", [source]))
-    return None
+    return _first(rows_with(table, "source_id", [source])) if "source_id" in column_names(table) else None
 
 
 def _places(data: Path, image: str) -> Iterator[tuple[str, int, Row]]:

@@ -106,6 +106,7 @@ class Sizes(NamedTuple):
     neighbors: int
     record_rows: int
     crawl_mb: float
+    shard_mb: int
 
 
 def read_sizes(file: Path, assumed: Assumed) -> Sizes:
@@ -129,6 +130,7 @@ def read_sizes(file: Path, assumed: Assumed) -> Sizes:
         record_rows=assumed.part_images or _value(values, "download", "records_per_part") or 0,
         crawl_mb=assumed.crawl_mb or _value(values, "crawl", "part_mb") or 0,
         sample_rows=_value(values, "dedup", "sample_rows") or 0,
+        shard_mb=_value(values, "retrieve", "shard_mb"),
         num_clusters=_value(values, "retrieve", "clusters", "num_clusters"),
         num_iterations=_value(values, "retrieve", "clusters", "num_iterations"),
         neighbors=_value(values, "retrieve", "choose", "num_neighbors"),

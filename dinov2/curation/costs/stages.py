@@ -116,7 +116,7 @@ def retrieve(sizes: Sizes, _: Rates) -> list[Work]:
              memory=centroids * (FLOAT32 + 8) + block + 4 * a.images, parts=blocks, on_gpu=True),
         Work("neighbours", flops=2 * a.seeds * vectors / FLOAT16, read=vectors, written=a.seeds * sizes.neighbors * 16,
              memory=a.seeds * a_seed + block, parts=blocks, on_gpu=True),
-        Work("packing", read=stored, written=stored, memory=(a.images * a.chosen + a.seeds) * ROW_BYTES),
+        Work("packing", read=stored, written=stored, parts=_parts(stored / 1e6, sizes.shard_mb)),
     ]  # fmt: skip
 
 
