@@ -4,14 +4,16 @@ Run:   python benchmarks/curation_rates.py --images FOLDER [--out benchmarks/res
        where FOLDER holds photographs, at any depth; they are cropped and scaled to 500 x 375
 
 Each stage is run as its command, one thread, on two crawls of which one is larger by EXTRA images; the difference of
-their CPU times, over EXTRA, is what an image costs without what a start costs. Products are timed alone. The least of
-ROUNDS counts.
+their CPU times, over EXTRA, is what an image costs without what a start costs. dedup is run on random descriptors, of
+two numbers, with the exact join; the difference is divided into that of the joins' operations. Products are timed
+alone. The least of ROUNDS counts.
 """
 
 import argparse
 import os
 import platform
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -26,6 +28,10 @@ from PIL import Image
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from dinov2.curation.descriptors import EMBEDDED
+from dinov2.records import MANIFEST, write_json, write_table
+from dinov2.store import Store, StoreParams
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZE_PX = (500, 375)
 IMAGES_A_PAGE = 10
@@ -34,6 +40,7 @@ FEW, EXTRA = 400, 1600
 NUM_SEEDS = 40
 ROUNDS = 2
 GEMM = 4096
+JOINED, DIMS = (4000, 20000), 512
 STAGES = {
     "crawl": ["--crawl", "crawl", "--out", "data/crawl"],
     "download": ["--crawl_records", "data/crawl", "--crawl", "crawl", "--out", "data/download"],
@@ -97,15 +104,38 @@ def cpu_seconds(images: list[bytes], folder: Path) -> dict[str, float]:
         path.write_bytes(data)
     text = (ROOT / "params.yaml").read_text().replace("cluster: local", "cluster: debug")
     (folder / "params.yaml").write_text(text.replace("num_steps: 36", "num_steps: 12"))
+    return {stage: _timed(stage, options, folder) for stage, options in STAGES.items()}
+
+
+def _timed(stage: str, options: list[str], folder: Path) -> float:
+    """CPU time of a stage's command."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    seconds = {}
-    for stage, options in STAGES.items():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", f"tasks.{stage}", *options]
-        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds[stage] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", f"tasks.{stage}", *options]
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def dedup_seconds(num: int, folder: Path) -> float:
+    """CPU time of the command of dedup on `num` random descriptors, with the exact join."""
+    folder.mkdir()
+    store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache")))
+    row = {"shard": "none", "offset": 0, "length": 1, "width": 60, "height": 50, "mime": "image/jpeg"}
+    rows = [{**row, "id": f"{number:064x}", "url": str(number), "path": str(number)} for number in range(num + 20)]
+    sets = {"pool": rows[:num], "seeds": rows[num : num + 10], "evaluation": rows[num + 10 :]}
+    blobs = {}
+    for seed, (name, members) in enumerate(sets.items()):
+        vectors = np.random.Generator(np.random.PCG64(seed)).standard_normal((len(members), DIMS), np.float32)
+        np.save(folder / "block.npy", (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16))
+        blobs[name] = {"copy": [store.add(folder / "block.npy", ".npy")]}
+        write_table(folder / f"data/embed/{name}.parquet", EMBEDDED, members)
+    write_json(folder / "data/embed/embeddings.json", blobs)
+    manifest = [{name: one.get(name) for name in MANIFEST.names} for one in sets["pool"]]
+    write_table(folder / "data/filter/manifest.parquet", MANIFEST, manifest)
+    text = (ROOT / "params.yaml").read_text().replace("cluster: local", "cluster: debug")
+    (folder / "params.yaml").write_text(re.sub(r"(?m)^(dedup:(?:\n .*)*?\n  method:) \w+", r"\1 exact", text))
+    return _timed("dedup", ["--filter", "data/filter", "--embed", "data/embed", "--out", "data/dedup"], folder)
 
 
 def photographs_of_seeds(images: list[bytes]) -> list[bytes]:
@@ -136,13 +166,18 @@ def main() -> None:
     options = parser.parse_args()
     images = photographs(options.images, FEW + EXTRA)
     each: dict[str, list[float]] = {stage: [] for stage in MEASURED}
+    joins: list[list[float]] = []
     for _ in range(ROUNDS):
         with TemporaryDirectory() as folder:
             few = cpu_seconds(images[:FEW], Path(folder) / "few")
             many = cpu_seconds(images, Path(folder) / "many")
+            joins.append([dedup_seconds(num, Path(folder) / f"join-{num}") for num in JOINED])
         for stage in MEASURED:
             each[stage].append((many[stage] - few[stage]) / EXTRA)
     rows = [(stage, scale / min(each[stage]), what) for stage, (what, scale) in MEASURED.items()]
+    operations = (JOINED[1] ** 2 - JOINED[0] ** 2) * DIMS
+    rate = operations / min(larger - smaller for smaller, larger in joins) / 1e9
+    rows.append(("dedup", rate, f"GFLOP/s a core: the stage, exact join, {JOINED[0]:,} to {JOINED[1]:,} x {DIMS}"))
     rows.append(("fp32", max(gemm_gflops(torch.float32) for _ in range(5)), "GFLOP/s a core, products in float32"))
     rows.append(("bf16", max(gemm_gflops(torch.bfloat16) for _ in range(5)), "GFLOP/s a core, products in bfloat16"))
     kb = np.mean([len(data) for data in images]) / 1e3

@@ -54,7 +54,7 @@ class Borderline(NamedTuple):
 
 def thresholds(dedup: Mapping[str, Any]) -> list[Threshold]:
     """Those of the params of dedup."""
-    sets = dedup["evaluation_sets"].items()
+    sets = dedup.get("evaluation_sets", {}).items()
     return [
         Threshold("Copies", "copy", dedup["min_cosine"], None),
         *(

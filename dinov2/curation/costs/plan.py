@@ -37,7 +37,7 @@ def _cost(stage: str, work: Work, rates: Rates, machines: Machines) -> Cost:
     cores, gpus = machines.nodes * machines.cores * share, machines.nodes * machines.gpus * share
     on_gpu = work.on_gpu and gpus > 0
     seconds = {
-        "cores": (work.core_s + (0 if on_gpu else work.flops / rates.core_flops)) / cores,
+        "cores": (work.core_s + (0 if on_gpu else work.flops / (work.core_flops or rates.core_flops))) / cores,
         "GPUs": work.flops / (gpus * rates.gpu_flops) if on_gpu else 0.0,
         "storage": (work.read + work.written) / (nodes * rates.storage),
         "network": work.fetched / (nodes * rates.network),
@@ -152,7 +152,9 @@ def _time(hours: float | int) -> str:
 
 def _sources(costs: list[Cost], rates: Rates, machines: Machines) -> list[str]:
     """Of the rates that these costs were reckoned with."""
-    used = {cost.stage for cost in costs} | {"storage"}
+    used = {"storage"} | {cost.stage for cost in costs if cost.work.core_s}
     used |= {"network"} if any(cost.work.fetched for cost in costs) else set()
-    products = {"GPUs" if machines.gpus and cost.work.on_gpu else "cores" for cost in costs if cost.work.flops}
-    return [line for name, line in rates.sources.items() if name in used | products]
+    for cost in costs:
+        if cost.work.flops:
+            used.add("GPUs" if machines.gpus else cost.stage if cost.work.core_flops else "cores")
+    return [line for name, line in rates.sources.items() if name in used]

@@ -21,7 +21,10 @@ class Rates(NamedTuple):
     """Images, a core."""
     embed: float
     """Images, a core."""
+    join_flops: float
+    """A core, in dedup as a whole."""
     core_flops: float
+    """A core, in products alone."""
     gpu_flops: float
     network: float
     """Bytes, a node."""
@@ -43,6 +46,7 @@ def read_rates(assumed: Assumed) -> Rates:
         "download": f"{measured}: {table['download']:,.0f} images a second and core, out of WARC files",
         "filter": f"{measured}: {looked:,.0f} images looked at {at}, without NSFW and faces",
         "embed": f"{measured}: {decoded:,.0f} images decoded for embedding {at}",
+        "dedup": f"{measured}: {table['dedup']:,.0f} GFLOP/s a core that does the exact join",
         "cores": f"{measured}: {table['fp32']:,.0f} GFLOP/s of products a core",
         "GPUs": f"assumed, as no GPU was at hand: {assumed.peak_share:g} of the {gpu.tflops:g} TFLOP/s that the "
         f"{assumed.gpu}'s data sheet has",
@@ -50,7 +54,8 @@ def read_rates(assumed: Assumed) -> Rates:
         "network": f"assumed: {assumed.network_gbit:g} Gbit/s a node from the public network, and hosts that give it",
     }
     return Rates(
-        crawl=table["crawl"], download=table["download"], filter=looked, embed=decoded, core_flops=table["fp32"] * 1e9,
+        crawl=table["crawl"], download=table["download"], filter=looked, embed=decoded,
+        join_flops=table["dedup"] * 1e9, core_flops=table["fp32"] * 1e9,
         gpu_flops=gpu.tflops * 1e12 * assumed.peak_share, network=assumed.network_gbit * 1e9 / 8,
         storage=assumed.storage_gb_s * 1e9, sources=sources,
     )  # fmt: skip

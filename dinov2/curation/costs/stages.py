@@ -36,6 +36,8 @@ class Work(NamedTuple):
     memory: float = 0.0
     """Bytes of a process; 0: that of a few images."""
     parts: int = 1
+    core_flops: float | None = None
+    """Operations a second of a core, where they were measured for this; None: those of products alone."""
     on_gpu: bool = False
     """Whether a GPU does the products, where there is one."""
 
@@ -85,7 +87,7 @@ def embed(sizes: Sizes, rates: Rates) -> list[Work]:
     ]  # fmt: skip
 
 
-def dedup(sizes: Sizes, _: Rates) -> list[Work]:
+def dedup(sizes: Sizes, rates: Rates) -> list[Work]:
     """All pairs of blocks; the exact join, which is the most that any method costs."""
     a = sizes.assumed
     rows = a.images + a.seeds
@@ -95,9 +97,10 @@ def dedup(sizes: Sizes, _: Rates) -> list[Work]:
     copies = rows * a.with_copies
     return [
         Work("looks", flops=2 * rows * looks * sizes.copy_dims, read=rows * sizes.copy_dims * FLOAT16, memory=memory,
-             parts=blocks, on_gpu=True),
+             parts=blocks, core_flops=rates.join_flops, on_gpu=True),
         Work("join, exact", flops=rows * rows * sizes.copy_dims, read=blocks * (blocks + 1) * block_bytes,
-             written=copies * 24, memory=memory, parts=blocks * (blocks + 1) // 2, on_gpu=True),
+             written=copies * 24, memory=memory, parts=blocks * (blocks + 1) // 2,
+             core_flops=rates.join_flops, on_gpu=True),
         Work("components", read=copies * 24 + rows * ROW_BYTES, written=rows * ROW_BYTES, memory=copies * PAIR_MEMORY),
     ]  # fmt: skip
 
