@@ -114,7 +114,7 @@ def _removed(params: InspectParams, table: Path, reason: str, threshold: float) 
     num, start = 0, 0
     for batch in batches(table, ["reason", "cosine"]):
         cosine = np.array(batch["cosine"].to_pylist(), np.float64)  # null as NaN
-        here = np.array([value == reason for value in batch["reason"].to_pylist()])
+        here = np.array([value == reason for value in batch["reason"].to_pylist()], bool)
         num += int(here.sum())
         drawn = rng.random(len(cosine))
         step = np.searchsorted(edges, cosine + 1e-6, side="right") - 1

@@ -90,6 +90,14 @@ def test_pairs_on_either_side_of_the_threshold_are_found(outputs: Outputs) -> No
     assert copies.chart.num == 9
 
 
+def test_dedup_that_removed_nothing_shows_what_it_kept(outputs: Outputs, tmp_path: Path) -> None:
+    shutil.copytree(outputs.data, tmp_path / "data")
+    write_table(tmp_path / "data/dedup/removed.parquet", REMOVED, [])
+    page = inspection_page(params(), outputs._replace(data=tmp_path / "data").folders, outputs.store)
+    assert "0 images were removed at a cosine of 0.995 or more" in page
+    assert "No sampled pair that was removed lies near the threshold" in page
+
+
 def test_page_stands_alone_and_is_the_same_again(outputs: Outputs) -> None:
     pages = [inspection_page(params(), outputs.folders, outputs.store) for _ in range(2)]
     assert pages[0] == pages[1]
