@@ -25,7 +25,7 @@ def histogram(values: Float[np.ndarray, " n"], thresholds: dict[str, float]) -> 
     values = values[np.isfinite(values)]
     if len(values) == 0:
         return None
-    low = np.floor(20 * (min(values.min(), *thresholds.values()) - 0.02)) / 20
+    low = np.floor(20 * (min([float(values.min()), *thresholds.values()]) - 0.02)) / 20
     edges = np.linspace(low, 1, NUM_BINS + 1)
     counts, _ = np.histogram(np.clip(values, low, 1), edges)
     tallest = counts.max()
