@@ -41,6 +41,7 @@ class Assumed(NamedTuple):
     crawl_mb: of pages, in a part of crawl; default: crawl.part_mb, or one part.
     part_images: images of a part of download, filter and embed; default: what the params say, or one part.
     block_rows: rows of a block of descriptors in dedup; default: dedup.block_rows, or all.
+    sample_rows: images that dedup compares with all to measure its recall; default: dedup.sample_rows, or none.
     copy_dims, semantic_dims: of the descriptors; default: from the params.
     semantic_gflop: of the backbone, an image; default: counted from bootstrap.model.
     with_copies: share of the images that have a copy.
@@ -64,6 +65,7 @@ class Assumed(NamedTuple):
     crawl_mb: float | None = None
     part_images: int | None = None
     block_rows: int | None = None
+    sample_rows: int | None = None
     copy_dims: int | None = None
     semantic_dims: int | None = None
     semantic_gflop: float | None = None
@@ -129,11 +131,11 @@ def read_sizes(file: Path, assumed: Assumed) -> Sizes:
         filter_rows=assumed.part_images or _value(values, "filter", "part_images") or 0,
         record_rows=assumed.part_images or _value(values, "download", "records_per_part") or 0,
         crawl_mb=assumed.crawl_mb or _value(values, "crawl", "part_mb") or 0,
-        sample_rows=_value(values, "dedup", "sample_rows") or 0,
+        sample_rows=assumed.sample_rows or _value(values, "dedup", "sample_rows") or 0,
         shard_mb=_value(values, "retrieve", "shard_mb"),
         num_clusters=_value(values, "retrieve", "clusters", "num_clusters"),
         num_iterations=_value(values, "retrieve", "clusters", "num_iterations"),
-        neighbors=_value(values, "retrieve", "choose", "num_neighbors"),
+        neighbors=_value(values, "retrieve", "choose", "num_neighbors") or 0,
     )
 
 
