@@ -49,7 +49,10 @@ REASON = {  # of each kind of junk: the stage and the reason that it should go f
 }
 DESCRIPTORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "thumbnail": ({}, {}),  # as params.yaml has it
-    "sscd": ({"kind": "sscd", "resize": "square", "size_px": 288}, {"min_cosine": 0.6, "evaluation_min_cosine": 0.5}),
+    "sscd": (
+        {"kind": "sscd", "resize": "square", "size_px": 288},
+        {"min_cosine": 0.6, "evaluation_sets": {"held_out": {"folder": "", "min_cosine": 0.5}}},
+    ),
 }
 
 
@@ -147,7 +150,7 @@ def copy_table(planted: Planted, by_descriptor: dict[str, Path]) -> Iterator[str
         urls = [url for url, its in planted.kinds.items() if its == kind]
         cells = [share(sum(url not in left[name] for url in urls), len(urls)) for name in names]
         yield f"| {kind} | {len(urls)} | {' | '.join(cells)} |"
-    for stage, reason in (("filter", "pca_hash_duplicate"), ("dedup", "copy"), ("dedup", "evaluation_copy")):
+    for stage, reason in (("filter", "pca_hash_duplicate"), ("dedup", "copy"), ("dedup", "evaluation_copy:held_out")):
         cells = []
         for data in by_descriptor.values():
             went = [row for row in rows(data / stage / "removed.parquet") if row["reason"] == reason]
@@ -158,7 +161,7 @@ def copy_table(planted: Planted, by_descriptor: dict[str, Path]) -> Iterator[str
 
 def _is_planted(row: dict[str, Any], planted: Planted, reason: str) -> bool:
     """Whether a removed image belongs to a group of planted copies: it is one, or the original of one."""
-    if reason == "evaluation_copy":
+    if reason.startswith("evaluation_copy"):
         return planted.kinds[row["url"]] == "evaluation_copy"
     return planted.kinds[row["url"]] in COPIES or row["url"] in planted.originals.values()
 

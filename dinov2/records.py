@@ -8,7 +8,8 @@ were dropped; it holds nothing that differs between two runs of the same params 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from dinov2.params import InputError
+
+BATCH_ROWS = 65536
 
 IMAGE_RECORDS = pa.schema(
     [
@@ -90,11 +93,51 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
         raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
-    for field in schema:
-        position = table.schema.get_field_index(field.name)
-        if position < 0 or table.schema.field(position).type != field.type:
-            raise InputError(f"{path} has no column '{field.name}' of type {field.type}; make it again (dvc repro)")
+    _check_columns(path, table.schema, schema)
     return table.select(schema.names).to_pylist()
+
+
+def num_rows(path: Path) -> int:
+    """Rows of a Parquet file, from its footer. Raises InputError if it is absent or cut short."""
+    with _opened(path) as table:
+        return table.metadata.num_rows
+
+
+def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The columns of `schema` a piece at a time, for tables that don't fit in memory; else as `read_table`."""
+    with _opened(path) as table:
+        _check_columns(path, table.schema_arrow, schema)
+        for batch in table.iter_batches(BATCH_ROWS, columns=schema.names):
+            yield batch.select(schema.names)
+
+
+@contextmanager
+def write_batches(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer for a Parquet file that is made in pieces; it takes its name when the block is left without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with pq.ParquetWriter(temporary, schema) as writer:
+        yield writer
+    temporary.replace(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        table = pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
+    with table:
+        yield table
+
+
+def _check_columns(path: Path, found: pa.Schema, schema: pa.Schema) -> None:
+    for field in schema:
+        position = found.get_field_index(field.name)
+        if position < 0 or found.field(position).type != field.type:
+            raise InputError(f"{path} has no column '{field.name}' of type {field.type}; make it again (dvc repro)")
 
 
 def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -3,137 +3,293 @@
 In:    --filter manifest.parquet; --embed copy descriptors of pool, seeds and evaluation images
 Out:   manifest.parquet        the pool's unique images
        seeds.parquet           the seeds' unique images
-       removed.parquet         the pool's others with their cosine: reason evaluation_copy (witness: the evaluation
-                               image) or copy (witness: the neighbour on the way to the image that stays)
+       removed.parquet         the pool's others: reason `evaluation_copy:<set>` (witness: the evaluation image), `copy`
+                               (witness: the neighbour on the way to the cause), `duplicate_id`, or `bad_descriptor`
        seeds_removed.parquet   the same of the seeds
+       plan.json               the join that was chosen, and its recall on the sample
 Run:   python -m tasks.dedup --filter data/filter --embed data/embed --out data/dedup
-Cost:  n^2 d / 2 multiplications for n images: under a second to 10,000, half a minute at 100,000 on two cores
+Cost:  benchmarks/results/dedup.md. Memory: about 16 x dims x block_rows bytes in a part; the job that gathers holds
+       some 300 bytes for each image that has a copy, and one part's pairs
+
+Parts: each block of rows is compared with the evaluation images, always with every one, and with the sampled rows; then
+the join is planned; then each pair of blocks (or group of cells) is joined. See dinov2/curation/plan.py for the rule.
 """
 
 import logging
+import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from dinov2.params import InputError, Params
-from dinov2.records import MANIFEST, REMOVED, Summary, count_reasons, read_table, write_table
+from dinov2.records import MANIFEST, Summary, num_rows
 from dinov2.store import Store
+from tasks.fan_out import Phase
 from tasks.stage import main
 
 if TYPE_CHECKING:
-    from dinov2.curation.dedup import Contacts, Groups
+    import numpy as np
+    from numpy.typing import NDArray
 
-VERSION = 1
+    from dinov2.curation.pairs import PairFiles
+    from dinov2.curation.plan import Plan
+    from dinov2.curation.recall import Recall
+    from dinov2.curation.rows import Rows
+
+VERSION = 2
 log = logging.getLogger(__name__)
 
+IMAGES = ("seeds", "pool")  # rows are counted through both
+CELLS_AT_ONCE = 64
+FEW = 8  # the sample is then a quarter of the exact join
+
 Cosine = Annotated[float, Field(gt=0, le=1)]
-Row = dict[str, Any]
+
+
+class EvaluationSet(Params):
+    """Images that no training image may copy."""
+
+    folder: str
+    """Where they lie below the evaluation folder; empty: all that no other set takes."""
+    min_cosine: Cosine
+    """An image at or above this to one of them is a copy of it (paper, with SSCD: 0.45)."""
 
 
 class DedupParams(Params):
-    """What counts as a copy."""
+    """What counts as a copy, and how copies are looked for."""
 
     min_cosine: Cosine
     """Two images of pool and seeds at or above this are copies (paper, with SSCD: 0.6)."""
-    evaluation_min_cosine: Cosine
-    """An image at or above this to an evaluation image is a copy of it (paper, with SSCD: 0.45)."""
-    method: Literal["exact", "faiss"]
-    """Our block join or faiss's flat index; both find every pair."""
+    evaluation_sets: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")], EvaluationSet], Field(min_length=1)
+    ]
+    """Each with its own threshold; every evaluation image belongs to the set with the longest folder that holds it."""
+    method: Literal["auto", "exact", "rotation", "cells", "faiss"]
+    """`auto`: the cheapest that reaches `min_recall` on a sample, and `exact` for few images."""
+    min_recall: Annotated[float, Field(gt=0, le=1)]
+    """Share of the pairs that must be found; a method that does not reach it on the sample is not used."""
+    sample_rows: Annotated[int, Field(gt=0)]
+    """Images that are compared with all others to measure recall; `auto` is exact up to FEW times as many."""
+    seed: Annotated[int, Field(ge=0)]
+    """Of the sample, the random directions and the cells."""
+    block_rows: Annotated[int, Field(gt=0)]
+    """Images in a block: bounds memory, and divides the work into parts."""
+    device: Literal["cpu", "cuda"]
+    """Where products are computed; finds the same pairs."""
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of products, of no effect on the pairs: bf16 is twice as fast where a processor has it, else slow."""
     warn_component_share: Annotated[float, Field(gt=0, le=1)]
     """A component with more than this share of all images is warned of: the threshold is then too low."""
 
 
-def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, store: Store) -> Summary:  # noqa: A002
-    """Find the copies among the embedded images; write who stays and who goes, and why."""
+def count_blocks(params: DedupParams, *, embed: Path) -> int:
+    """Blocks of rows of seeds and pool."""
+    return -(-sum(num_rows(embed / f"{name}.parquet") for name in IMAGES) // params.block_rows)
+
+
+def look(
+    part: int, params: DedupParams, *, filter: Path, embed: Path, work: Path, store: Store  # noqa: A002
+) -> None:
+    """Compare a block with the evaluation images and with the sampled rows, exactly."""
     # imported in the job, not in the submitting process
     import numpy as np
 
-    from dinov2.curation.dedup import evaluation_contacts, group_copies, preference
-    from dinov2.curation.descriptors import EMBEDDED, read_descriptors, read_embedded
-    from dinov2.curation.index import find_pairs
+    from dinov2.curation.decontaminate import contacts_of, set_of_each
+    from dinov2.curation.join import EXACT, pairs_above
+    from dinov2.curation.pairs import save_array, save_pairs
+    from dinov2.curation.products import engine
+    from dinov2.curation.rows import open_rows
+    from dinov2.curation.verdicts import check_inputs
 
-    pool, seeds, evaluation = (read_embedded(embed, name) for name in ("pool", "seeds", "evaluation"))
-    _check_same_pool(pool, filter, embed)
-    rows = seeds + pool
-    vectors = np.concatenate([read_descriptors(embed, name, "copy", store) for name in ("seeds", "pool")])
-    held_out = read_descriptors(embed, "evaluation", "copy", store)
-    contacts = evaluation_contacts(
-        find_pairs(vectors, held_out, params.evaluation_min_cosine, params.method), len(rows)
+    if part == 0:
+        check_inputs(embed, filter)
+    rows, start = _rows(embed, store), part * params.block_rows
+    block, products = rows.read(start, start + params.block_rows), engine(params.device, params.precision)
+    thresholds = np.array([one.min_cosine for one in params.evaluation_sets.values()])
+    own = thresholds[set_of_each(embed, _folders(params))]
+    held_out = open_rows(embed, ["evaluation"], store)
+    contacts = contacts_of(block, held_out, own, products, at_once=params.block_rows)
+    save_pairs(work / "contacts" / f"{part:06d}.npy", contacts, first=start)
+    chosen = _sampled(params, rows)
+    pairs = pairs_above(rows.take(chosen), block, params.min_cosine, EXACT, products)
+    others = pairs._replace(first=chosen[pairs.first], second=pairs.second + start)
+    others = type(pairs)(*(column[others.first != others.second] for column in others))
+    save_pairs(work / "sampled" / f"{part:06d}.npy", others)
+    save_array(work / "bad" / f"{part:06d}.npy", np.flatnonzero(~block.any(axis=1)) + start)
+
+
+def count_plans() -> int:
+    """The one plan."""
+    return 1
+
+
+def plan(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
+    """Choose the join."""
+    from dinov2.curation.plan import choose_plan, load_sample, save_plan
+
+    assert part == 0
+    rows = _rows(embed, store)
+    method = params.method
+    if method == "auto" and len(_sampled(params, rows)) == 0:
+        method = "exact"
+    chosen = choose_plan(
+        rows,
+        load_sample(work / "sampled"),
+        method=method,
+        min_cosine=params.min_cosine,
+        min_recall=params.min_recall,
+        seed=params.seed,
     )
-    pairs = find_pairs(vectors, None, params.min_cosine, params.method)
-    is_seed = np.arange(len(rows)) < len(seeds)
-    area_px = np.array([row["width"] * row["height"] for row in rows])
-    groups = group_copies(pairs, preference(is_seed, area_px, [row["id"] for row in rows]), contacts.witness >= 0)
-    sizes = np.bincount(groups.component)
-    if sizes.max() > max(2, params.warn_component_share * len(rows)):
+    log.info("join of %d rows: %s", len(rows), chosen.method)
+    save_plan(work / "plan", chosen)
+
+
+def count_visits(params: DedupParams, *, embed: Path, work: Path) -> int:
+    """Blocks whose rows visit cells."""
+    return count_blocks(params, embed=embed) if _plan(work).method == "cells" else 0
+
+
+def visit(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
+    """Find the cells of a block's rows."""
+    from dinov2.curation.cells import block_visits, save_visits
+
+    chosen, rows = _plan(work), _rows(embed, store)
+    assert chosen.centroids is not None
+    block = rows.read(part * params.block_rows, (part + 1) * params.block_rows)
+    save_visits(work / "visits", part, block_visits(block, chosen.centroids, chosen.num_visits))
+
+
+def count_joins(params: DedupParams, *, embed: Path, work: Path) -> int:
+    """Pairs of blocks, or groups of cells."""
+    chosen = _plan(work)
+    if chosen.method == "cells":
+        assert chosen.centroids is not None
+        return -(-len(chosen.centroids) // CELLS_AT_ONCE)
+    num_blocks = count_blocks(params, embed=embed)
+    return num_blocks * (num_blocks + 1) // 2
+
+
+def join(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
+    """Find the pairs of a pair of blocks, or of a group of cells."""
+    from dinov2.curation.cells import join_cells, load_visits
+    from dinov2.curation.index import faiss_pairs_above
+    from dinov2.curation.join import pairs_above
+    from dinov2.curation.pairs import block_pair, save_pairs
+    from dinov2.curation.products import engine
+
+    chosen, rows, path = _plan(work), _rows(embed, store), work / "join" / f"{part:06d}.npy"
+    num_blocks, products = count_blocks(params, embed=embed), engine(params.device, params.precision)
+    if chosen.method == "cells":
+        visits = load_visits(work / "visits", num_blocks, params.block_rows)
+        group = range(part * CELLS_AT_ONCE, (part + 1) * CELLS_AT_ONCE)
+        save_pairs(path, join_cells(group, rows, visits, params.min_cosine, products, at_once=params.block_rows))
+        return
+    row, column = (block * params.block_rows for block in block_pair(part, num_blocks))
+    left = rows.read(row, row + params.block_rows)
+    right = None if row == column else rows.read(column, column + params.block_rows)
+    if chosen.method == "faiss":
+        pairs = faiss_pairs_above(left, right, params.min_cosine)
+    else:
+        pairs = pairs_above(left, right, params.min_cosine, chosen.screen, products)
+    save_pairs(path, pairs, first=row, second=column)
+
+
+PHASES = (
+    Phase("look", count_blocks, look),
+    Phase("plan", count_plans, plan),
+    Phase("visit", count_visits, visit),
+    Phase("join", count_joins, join),
+)
+
+
+def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path, store: Store) -> Summary:  # noqa: A002
+    """Group the pairs that the parts found; write who stays and who goes, and why."""
+    import numpy as np
+
+    from dinov2.curation.decontaminate import set_of_each
+    from dinov2.curation.descriptors import EMBEDDED
+    from dinov2.curation.pairs import PairFiles
+    from dinov2.curation.verdicts import Verdicts
+
+    copies, contacts, bad = (sorted((work / name).glob("*.npy")) for name in ("join", "contacts", "bad"))
+    homes = set_of_each(embed, _folders(params))
+    verdicts = Verdicts(
+        embed, PairFiles(copies), PairFiles(contacts), np.concatenate([np.load(path) for path in bad]),
+        {name: homes == place for place, name in enumerate(params.evaluation_sets)},
+    )
+    num_images, largest = len(_rows(embed, store)), int(verdicts.sizes.max())
+    if largest > max(2, params.warn_component_share * num_images):
         log.warning(
             "one component holds %d of %d images: chains of similar images are taken for copies; raise "
-            "dedup.min_cosine, which is %g", sizes.max(), len(rows), params.min_cosine,
+            "dedup.min_cosine, which is %g", largest, num_images, params.min_cosine,
         )
-
-    removed = _removed(rows, evaluation, contacts, groups)
-    kept_seeds = [row for row, keep in zip(seeds, groups.keep[: len(seeds)], strict=True) if keep]
-    kept_pool = [row for row, keep in zip(pool, groups.keep[len(seeds) :], strict=True) if keep]
-    if not kept_seeds or not kept_pool:
+    num_seeds, seeds_dropped = verdicts.write("seeds", out / "seeds.parquet", EMBEDDED, out / "seeds_removed.parquet")
+    num_pool, dropped = verdicts.write("pool", out / "manifest.parquet", MANIFEST, out / "removed.parquet")
+    if not num_seeds or not num_pool:
         raise InputError(
-            f"no image of the {'pool' if kept_seeds else 'seeds'} is left after dedup ({len(pool)} of the pool and "
-            f"{len(seeds)} seeds came in); raise dedup.min_cosine or dedup.evaluation_min_cosine, or look at the inputs"
+            f"no image of the {'pool' if num_seeds else 'seeds'} is left after dedup (dropped: {seeds_dropped} of the "
+            f"seeds, {dropped} of the pool); raise dedup.min_cosine or the thresholds of dedup.evaluation_sets, or "
+            "look at the inputs"
         )
-    seeds_removed, pool_removed = removed[: len(seeds)], removed[len(seeds) :]
-    write_table(out / "manifest.parquet", MANIFEST, ({name: row[name] for name in MANIFEST.names} for row in kept_pool))
-    write_table(out / "seeds.parquet", EMBEDDED, kept_seeds)
-    write_table(out / "removed.parquet", REMOVED, _present(pool_removed))
-    write_table(out / "seeds_removed.parquet", REMOVED, _present(seeds_removed))
-    if len(kept_seeds) < len(seeds):
-        log.warning("%d of %d seeds were removed: %s", len(seeds) - len(kept_seeds), len(seeds),
-                    count_reasons(_present(seeds_removed)))
+    if seeds_dropped:
+        log.warning("%d seeds were removed: %s", sum(seeds_dropped.values()), seeds_dropped)
+    shutil.copy(work / "plan" / "plan.json", out / "plan.json")
+    measured = _found(work, PairFiles(copies), num_images)
     return Summary(
-        num_in=len(pool),
-        num_kept=len(kept_pool),
-        dropped=count_reasons(_present(pool_removed)),
+        num_in=num_pool + sum(dropped.values()),
+        num_kept=num_pool,
+        dropped=dropped,
         metrics={
-            "num_pairs": len(pairs.first),
-            "num_components": int((sizes > 1).sum()),
-            "largest_component": int(sizes.max()),
-            "pair_recall": 1.0,  # both methods look at every pair
-            "num_seeds": len(kept_seeds),
-            "num_seeds_removed": len(seeds) - len(kept_seeds),
+            "num_pairs": verdicts.num_pairs,
+            "num_components": int((verdicts.sizes > 1).sum()),
+            "largest_component": largest,
+            "pair_recall": measured.share,
+            "pair_recall_low": measured.low,
+            "num_sampled_pairs": measured.num_pairs,
+            "num_seeds": num_seeds,
+            "num_seeds_removed": sum(seeds_dropped.values()),
+            **{f"num_copies_of_{name}": num for name, num in verdicts.num_copies_of.items()},
         },
     )
 
 
-def _present(rows: list[Row | None]) -> list[Row]:
-    """The rows that are there."""
-    return [row for row in rows if row is not None]
+def _found(work: Path, copies: "PairFiles", num_images: int) -> "Recall":
+    """Recall of what the join found, on the sampled pairs that its plan was measured on."""
+    from dinov2.curation.pairs import are_among
+    from dinov2.curation.plan import load_sample
+    from dinov2.curation.recall import recall
+
+    chosen, (first, second) = _plan(work), load_sample(work / "sampled")
+    measured = recall(are_among(first, second, copies, num_images), first)
+    assert measured.share >= chosen.recall.share, (measured, chosen.recall)
+    return chosen.recall if chosen.method in ("exact", "faiss") else measured
 
 
-def _removed(rows: list[Row], evaluation: list[Row], contacts: "Contacts", groups: "Groups") -> list[Row | None]:
-    """A row of REMOVED for each image that goes, None for each that stays."""
-    result: list[Row | None] = []
-    for number, row in enumerate(rows):
-        about = {"id": row["id"], "url": row["url"] or row["path"]}
-        if contacts.witness[number] >= 0:
-            witness = evaluation[contacts.witness[number]]["id"]
-            cosine = float(contacts.cosine[number])
-            result.append({**about, "reason": "evaluation_copy", "witness_id": witness, "cosine": cosine})
-        elif not groups.keep[number]:
-            witness, cosine = rows[groups.witness[number]]["id"], float(groups.cosine[number])
-            result.append({**about, "reason": "copy", "witness_id": witness, "cosine": cosine})
-        else:
-            result.append(None)
-    return result
+def _folders(params: DedupParams) -> dict[str, str]:
+    return {name: one.folder for name, one in params.evaluation_sets.items()}
 
 
-def _check_same_pool(pool: list[Row], filter_out: Path, embed: Path) -> None:
-    kept = {row["id"] for row in read_table(filter_out / "manifest.parquet", MANIFEST)}
-    strangers = [row["id"] for row in pool if row["id"] not in kept]
-    if strangers:
-        raise InputError(
-            f"{embed} embeds {len(strangers)} images that {filter_out} does not have (the first: {strangers[0]}); "
-            "run embed again on this filter's output"
-        )
+def _rows(embed: Path, store: Store) -> "Rows":
+    from dinov2.curation.rows import open_rows
+
+    return open_rows(embed, IMAGES, store)
+
+
+def _sampled(params: DedupParams, rows: "Rows") -> "NDArray[np.int64]":
+    """Numbers of the rows that are compared with all others."""
+    from dinov2.curation.recall import sampled_rows
+
+    few = params.method == "auto" and len(rows) <= FEW * params.sample_rows
+    known = params.method in ("exact", "faiss") or few
+    return sampled_rows(len(rows), 0 if known else params.sample_rows, params.seed)
+
+
+def _plan(work: Path) -> "Plan":
+    from dinov2.curation.plan import load_plan
+
+    return load_plan(work / "plan")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from dinov2.params import read_yaml, validate
 from dinov2.records import Summary
 from dinov2.store import Store, StoreParams
 from flows.full_pipeline import STAGES
+from tasks.fan_out import make_parts, phases
 from tasks.stage import StageCall, hash_tree, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +78,8 @@ class TinyPipeline:
         supplied = {**known, **names, "out": out, "work": work, "store": self.store}
         params = validate(hints["params"], values, where=stage)
         arguments = {name: supplied[name] for name in signature(module.run).parameters if name != "params"}
+        for phase in phases(module):
+            make_parts(phase, {**supplied, "params": params}, first=0, of=1)
         summary = module.run(params, **arguments)
         inputs = {name: value for name, value in arguments.items() if isinstance(value, Path)}
         hashes = {name: hash_tree(path) for name, path in inputs.items() if name not in ("out", "work")}

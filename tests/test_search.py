@@ -6,12 +6,12 @@ import torch
 from numpy.typing import NDArray
 
 from dinov2 import search
-from dinov2.search import pairs_above, top_k
+from dinov2.search import top_k
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, rows in (("QUERY_ROWS", 7), ("KEY_ROWS", 50), ("JOIN_ROWS", 40), ("VERIFY_ROWS", 11)):
+    for name, rows in (("QUERY_ROWS", 7), ("KEY_ROWS", 50)):
         monkeypatch.setattr(search, name, rows)
 
 
@@ -48,27 +48,3 @@ def test_top_k_of_tensors_equals_that_of_arrays() -> None:
     expected_cosine, expected_index = top_k(queries, keys, 5)
     np.testing.assert_array_equal(index.numpy(), expected_index)
     np.testing.assert_array_equal(cosine.numpy(), expected_cosine)
-
-
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_pairs_above_among_themselves_come_once_and_all(as_tensor: bool) -> None:
-    vectors = unit_vectors(130, 6, 6)
-    pairs = pairs_above(torch.from_numpy(vectors) if as_tensor else vectors, None, 0.7)
-    everything = vectors.astype(np.float64) @ vectors.astype(np.float64).T
-    first, second = np.nonzero(np.triu(everything >= 0.7, k=1))
-    assert len(first) > 50
-    np.testing.assert_array_equal(pairs.first, first)
-    np.testing.assert_array_equal(pairs.second, second)
-    np.testing.assert_allclose(pairs.cosine, everything[first, second], atol=1e-6)
-
-
-def test_pairs_above_of_two_sets() -> None:
-    vectors, others = unit_vectors(90, 6, 7), unit_vectors(70, 6, 8)
-    others[11] = vectors[83]
-    pairs = pairs_above(vectors, others, 0.999)
-    assert list(zip(pairs.first, pairs.second, strict=True)) == [(83, 11)]
-    assert pairs.cosine[0] == pytest.approx(1, abs=1e-6)
-
-
-def test_pairs_above_of_nothing_is_empty() -> None:
-    assert len(pairs_above(np.empty((0, 4), np.float32), None, 0.5).first) == 0

@@ -6,16 +6,18 @@ image it copies, or else its neighbour that is one step nearer to what stays (or
 similar one where there are several. So a chain of witnesses always ends at the cause.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.sparse.csgraph import connected_components
 
-from dinov2.search import Pairs
+from dinov2.curation.join import Pairs
 
 NONE = -1
+FAR = np.iinfo(np.int64).max // 2
 
 
 class Contacts(NamedTuple):
@@ -58,44 +60,57 @@ def preference(
     return rank
 
 
-def group_copies(pairs: Pairs, rank: Int[np.ndarray, " n"], contaminated: Bool[np.ndarray, " n"]) -> Groups:
-    """Components of the pairs (first < second), one representative in each, and a witness for each other image.
+def group_copies(
+    shards: Iterable[Pairs], rank: Int[np.ndarray, " n"], contaminated: Bool[np.ndarray, " n"]
+) -> Groups:
+    """Components of the pairs, one representative in each, and a witness for each other image.
 
-    `rank` orders the images as representatives (no two alike); `contaminated` marks copies of evaluation images.
+    `shards` hold the pairs, in any division, and are gone through several times: files that are read one by one keep
+    memory small. `rank` orders the images as representatives (no two alike);
+    `contaminated` marks copies of evaluation images.
     """
     num = len(rank)
-    first, second = np.concatenate([pairs.first, pairs.second]), np.concatenate([pairs.second, pairs.first])
-    graph = csr_array((np.ones(len(first), np.int8), (first, second)), shape=(num, num))
-    num_components, component = connected_components(graph, directed=False)
-    is_lost = np.zeros(num_components, bool)
+    component = np.arange(num)
+    for pairs in shards:
+        first, second = component[pairs.first], component[pairs.second]
+        graph = csr_array((np.ones(len(first), np.int8), (first, second)), shape=(num, num))
+        component = connected_components(graph, directed=False)[1][component]
+    component = np.unique(component, return_inverse=True)[1]
+    is_lost = np.zeros(num, bool)
     is_lost[component[contaminated]] = True
-    best = np.full(num_components, num)
+    best = np.full(num, num)
     np.minimum.at(best, component, rank)
     keep = (rank == best[component]) & ~is_lost[component]
-    witness, cosine = _nearest_to_causes(keep | contaminated, first, second, np.tile(pairs.cosine, 2), rank)
-    return Groups(component.astype(np.int64), keep, witness, cosine)
+    steps = _steps_to_causes(shards, keep | contaminated)
+    return Groups(component, keep, *_witnesses(shards, steps, rank))
 
 
-def _nearest_to_causes(
-    cause: Bool[np.ndarray, " n"],
-    first: Int[np.ndarray, " e"],
-    second: Int[np.ndarray, " e"],
-    edge_cosine: Float[np.ndarray, " e"],
-    rank: Int[np.ndarray, " n"],
+def _steps_to_causes(shards: Iterable[Pairs], cause: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Number of pairs between each image and a cause; FAR where there is no way."""
+    steps = np.where(cause, 0, FAR)
+    moved = True
+    while moved:
+        moved = False
+        for pairs in shards:
+            first, second = np.concatenate([pairs.first, pairs.second]), np.concatenate([pairs.second, pairs.first])
+            while len(nearer := np.flatnonzero(steps[first] > steps[second] + 1)):
+                np.minimum.at(steps, first[nearer], steps[second[nearer]] + 1)
+                moved = True
+    return steps
+
+
+def _witnesses(
+    shards: Iterable[Pairs], steps: Int[np.ndarray, " n"], rank: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """For each image that is no cause, its neighbour with one step less to a cause; most similar, then best rank."""
-    num = len(cause)
-    witness, cosine = np.full(num, NONE), np.zeros(num, np.float32)
-    if len(first) == 0:
-        return witness, cosine
-    roots = np.flatnonzero(cause)
-    rows = np.concatenate([first, np.full(len(roots), num)])  # node `num` stands before all causes
-    columns = np.concatenate([second, roots])
-    graph = csr_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(num + 1, num + 1))
-    steps = dijkstra(graph, indices=num, unweighted=True)[:num]
-    onward = np.flatnonzero(steps[first] == steps[second] + 1)
-    onward = onward[np.lexsort((rank[second[onward]], -edge_cosine[onward], first[onward]))]
-    rows, starts = np.unique(first[onward], return_index=True)
-    chosen = onward[starts]
-    witness[rows], cosine[rows] = second[chosen], edge_cosine[chosen]
+    witness, cosine = np.full(len(steps), NONE), np.zeros(len(steps), np.float32)
+    for pairs in shards:
+        first, second = np.concatenate([pairs.first, pairs.second]), np.concatenate([pairs.second, pairs.first])
+        onward = np.flatnonzero(steps[first] == steps[second] + 1)
+        first, second, edge = first[onward], second[onward], np.tile(pairs.cosine, 2)[onward]
+        order = np.lexsort((rank[second], -edge, first))
+        rows, starts = np.unique(first[order], return_index=True)
+        best, edge = second[order][starts], edge[order][starts]
+        better = (edge > cosine[rows]) | ((edge == cosine[rows]) & (rank[best] < rank[witness[rows]]))
+        witness[rows[better]], cosine[rows[better]] = best[better], edge[better]
     return witness, cosine

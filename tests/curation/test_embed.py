@@ -19,9 +19,10 @@ from dinov2.params import InputError, validate
 from dinov2.records import MANIFEST, REMOVED, Summary, read_table, write_json, write_table
 from dinov2.shards import ShardReader, ShardWriter
 from dinov2.store import Store, StoreParams
-from tasks.dedup import DedupParams
+from tasks.dedup import PHASES, DedupParams, EvaluationSet
 from tasks.dedup import run as run_dedup
 from tasks.embed import EmbedParams, run
+from tasks.fan_out import make_parts
 
 THUMBNAIL = ThumbnailParams(kind="thumbnail", size_px=8, dims=24, shrinkage=0.1)
 PARAMS = EmbedParams(copy_descriptor=THUMBNAIL, block_rows=7, batch_size=3, precision="fp32", shard_mb=1)
@@ -178,34 +179,44 @@ def test_copy_params_are_told_apart_by_kind() -> None:
         validate(EmbedParams, values, where="params.yaml: embed")
 
 
+def deduplicated(kept: Path, embed: Path, out: Path, store: Store) -> Summary:
+    """The dedup stage, at a cosine of 0.9."""
+    params = DedupParams(
+        min_cosine=0.9, evaluation_sets={"all": EvaluationSet(folder="", min_cosine=0.9)}, method="exact",
+        min_recall=0.99, sample_rows=8, seed=0, block_rows=16, device="cpu", precision="fp32", warn_component_share=0.5,
+    )  # fmt: skip
+    values = {"params": params, "filter": kept, "embed": embed, "work": out.with_name("dedup-work"), "store": store}
+    for phase in PHASES:
+        make_parts(phase, values, first=0, of=1)
+    return run_dedup(params, filter=kept, embed=embed, out=out, work=values["work"], store=store)
+
+
 def test_dedup_of_what_embed_wrote(
     tmp_path: Path, embedded: tuple[Path, Summary], store: Store, inputs: dict[str, Path]
 ) -> None:
-    params = DedupParams(min_cosine=0.9, evaluation_min_cosine=0.9, method="exact", warn_component_share=0.5)
     out = tmp_path / "dedup"
-    summary = run_dedup(params, filter=inputs["filter"], embed=embedded[0], out=out, store=store)
+    summary = deduplicated(inputs["filter"], embedded[0], out, store)
     pool, seeds, evaluation = (read_embedded(embedded[0], name) for name in ("pool", "seeds", "evaluation"))
     removed = {row["id"]: row for row in read_table(out / "removed.parquet", REMOVED)}
     assert {pool[number]["id"] for number in (20, 21, 22)} == set(removed)
     found = [(removed[pool[i]["id"]]["reason"], removed[pool[i]["id"]]["witness_id"]) for i in (20, 21, 22)]
-    assert found == [("copy", pool[3]["id"]), ("copy", seeds[1]["id"]), ("evaluation_copy", evaluation[2]["id"])]
+    assert found == [("copy", pool[3]["id"]), ("copy", seeds[1]["id"]), ("evaluation_copy:all", evaluation[2]["id"])]
     assert all(row["cosine"] > 0.9 for row in removed.values())
     kept = [row["id"] for row in read_table(out / "manifest.parquet", MANIFEST)]
     assert kept == [row["id"] for i, row in enumerate(pool) if i not in (20, 21, 22)]
-    assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 27, {"copy": 2, "evaluation_copy": 1})
+    assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 27, {"copy": 2, "evaluation_copy:all": 1})
 
 
 def test_dedup_that_leaves_nothing_is_refused(
     tmp_path: Path, embedded: tuple[Path, Summary], store: Store, inputs: dict[str, Path]
 ) -> None:
-    params = DedupParams(min_cosine=0.9, evaluation_min_cosine=0.9, method="exact", warn_component_share=0.5)
     for name in ("seeds", "pool"):
         write_table(embedded[0] / f"{name}.parquet", EMBEDDED, read_embedded(embedded[0], "evaluation"))
     blobs = {"copy": _first_copy_block(embedded[0])}
     write_json(embedded[0] / "embeddings.json", dict.fromkeys(("pool", "seeds", "evaluation"), blobs))
     write_table(inputs["filter"] / "manifest.parquet", MANIFEST, read_embedded(embedded[0], "evaluation"))
     with pytest.raises(InputError, match="no image of the seeds is left after dedup"):
-        run_dedup(params, filter=inputs["filter"], embed=embedded[0], out=tmp_path / "dedup", store=store)
+        deduplicated(inputs["filter"], embedded[0], tmp_path / "dedup", store)
 
 
 def _first_copy_block(embed: Path) -> list[str]:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dinov2.curation.index import find_pairs
+from dinov2.curation.index import faiss_pairs_above
+from dinov2.curation.join import EXACT, pairs_above
+from dinov2.curation.products import NumpyEngine
 
 pytest.importorskip("faiss")
 
@@ -16,17 +18,10 @@ def clustered(num: int, seed: int) -> NDArray[np.float32]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_faiss_equals_exact_among_themselves() -> None:
-    vectors = clustered(400, 0)
-    exact, other = (find_pairs(vectors, None, 0.8, method) for method in ("exact", "faiss"))
+@pytest.mark.parametrize("others", [None, clustered(200, 2)], ids=["among themselves", "two sets"])
+def test_faiss_equals_our_join(others: NDArray[np.float32] | None) -> None:
+    vectors = clustered(400, 1)
+    exact = pairs_above(vectors, others, 0.8, EXACT, NumpyEngine())
     assert len(exact.first) > 100
-    for ours, theirs in zip(exact, other, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_faiss_equals_exact_between_two_sets() -> None:
-    vectors, others = clustered(300, 1), clustered(200, 2)
-    exact, other = (find_pairs(vectors, others, 0.8, method) for method in ("exact", "faiss"))
-    assert len(exact.first) > 100
-    for ours, theirs in zip(exact, other, strict=True):
+    for ours, theirs in zip(exact, faiss_pairs_above(vectors, others, 0.8), strict=True):
         np.testing.assert_array_equal(ours, theirs)
