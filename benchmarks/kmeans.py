@@ -24,7 +24,7 @@ from dinov2.curation.blocks import InMemory
 from dinov2.curation.cluster import assign, spherical_kmeans
 from dinov2.curation.nearest import on_grid
 from dinov2.curation.params import ThumbnailParams
-from dinov2.curation.thumbnail import Thumbnails
+from dinov2.curation.thumbnail import Thumbnails, fit, moments, whiten
 from dinov2.data.sources import FolderSource
 from dinov2.heap import keep_heap
 
@@ -42,7 +42,8 @@ def crops(folders: list[Path]) -> Vectors:
     """Descriptors of random crops, the same number of every fourth image."""
     rng = np.random.default_rng(0)
     files = [folder / name for folder in folders for name in FolderSource(folder).files[::4]]
-    thumbnails = Thumbnails(ThumbnailParams(kind="thumbnail", size_px=16, dims=DIMS, shrinkage=0.1))
+    params = ThumbnailParams(kind="thumbnail", size_px=16, dims=DIMS, shrinkage=0.1)
+    thumbnails = Thumbnails(params)
     small = []
     for file in files:
         image = Image.open(file).convert("RGB")
@@ -53,8 +54,7 @@ def crops(folders: list[Path]) -> Vectors:
             x, y = int(rng.uniform(0, image.width - width + 1)), int(rng.uniform(0, image.height - height + 1))
             small.append(thumbnails.prepare(np.asarray(image.crop((x, y, x + width, y + height)))))
     rows = thumbnails.encode(small[:NUM])
-    thumbnails.fit([rows])
-    return unit(thumbnails.finish(rows))
+    return unit(whiten(rows, fit(moments(rows), params)))
 
 
 def drawn(num_centres: int) -> Vectors:

@@ -2,7 +2,7 @@
 
 In:    every stage's output; --evaluate holds a folder a model; about.json beside the --seeds folder, if there is one,
        says what kind of recognition the labels ask for
-Out:   report.html (self-contained, the same bytes for the same inputs), summary.txt
+Out:   report.html (self-contained, the same bytes for the same inputs), summary.txt, data_card.md of the curated set
 Run:   dvc repro report
 Cost:  seconds
 """
@@ -16,7 +16,7 @@ from dinov2.report.params import ReportParams
 from dinov2.store import Store
 from tasks.stage import main
 
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,9 @@ def run(
     store: Store,
 ) -> Summary:
     """Render the page and the table; counts the models that the page shows."""
-    from dinov2.report.page import render  # imported in the job, not in the submitting process
+    # imported in the job, not in the submitting process
+    from dinov2.curation.data_card import data_card
+    from dinov2.report.page import render
     from dinov2.report.table import plain_table
 
     outputs = {
@@ -48,6 +50,7 @@ def run(
     }  # fmt: skip
     report = render(params, outputs, seeds=seeds, store=store)
     (out / "report.html").write_text(report.html)
+    (out / "data_card.md").write_text(data_card(outputs))
     table = plain_table(report.judged) if report.judged else "Nothing was evaluated yet.\n"
     (out / "summary.txt").write_text(table)
     log.info("%s", table)

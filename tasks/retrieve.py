@@ -1,15 +1,17 @@
 """Choose the pool images that are like the curated seeds, or an even sample of the pool; pack them into new shards.
 
-In:    --dedup unique pool and seeds; --embed their semantic descriptors
+In:    --dedup unique pool and seeds; --embed their semantic descriptors; of --download and --filter what they removed,
+       for the page
 Out:   manifest.parquet   CURATED: the seeds (origin seed), then the chosen images in the order of the pool (origin
                           sample, cluster or balanced) with the seed that chose it and its source, cosine and cluster
        removed.parquet    the rest of the pool: not_retrieved or not_sampled; source_full where only max_per_source kept
                           it out; bad_descriptor where its descriptor is no number or not of unit length
        mixture.json       share of each source in what is trained on; empty: as many as it has images
        centroids.npy      the pool's clusters
-       inspect.html       seeds beside their nearest pool images, to set N, M and min_cosine by
+       inspect.html       seeds beside their nearest pool images, copies, removals: to set thresholds, N and M by
        blobs.json         the shards
-Run:   python -m tasks.retrieve --dedup data/dedup --embed data/embed --out data/retrieve
+Run:   python -m tasks.retrieve --download data/download --filter data/filter --dedup data/dedup --embed data/embed \
+           --out data/retrieve
 Cost:  k-means is n x num_clusters x d multiplications an iteration, the search n x seeds x d once; then one copy of the
        chosen images. All of it is shared by the job's processes, with the same result for any number of them, but not
        by an array: k-means needs its processes to talk. Descriptors are read a block at a time, from where the store
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     import torch
 
     from dinov2.curation.blocks import Blocks
-    from dinov2.curation.choose import Chosen
     from dinov2.curation.descriptors import SetName
 
 VERSION = 2
@@ -69,7 +70,17 @@ class RetrieveParams(Params):
         return self
 
 
-def run(params: RetrieveParams, *, dedup: Path, embed: Path, out: Path, work: Path, store: Store) -> Summary:
+def run(
+    params: RetrieveParams,
+    *,
+    download: Path,
+    filter: Path,  # noqa: A002 - the stage's name
+    dedup: Path,
+    embed: Path,
+    out: Path,
+    work: Path,
+    store: Store,
+) -> Summary:
     """Cluster the pool, choose from it, write shards, tables and inspection page."""
     # imported in the job, not in the submitting process
     import torch
@@ -89,31 +100,33 @@ def run(params: RetrieveParams, *, dedup: Path, embed: Path, out: Path, work: Pa
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # the bounds in nearest.py count on it
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     device = local_device()
+    inputs = {"download": download, "filter": filter, "dedup": dedup, "embed": embed}
     with process_group(device):
-        return _curate(params, pool, seeds, device, embed=embed, out=out, work=work, store=store)
+        return _curate(params, pool, seeds, device, inputs=inputs, out=out, work=work, store=store)
 
 
 def _curate(
     params: RetrieveParams, pool: list[Row], seeds: list[Row], device: "torch.device", *,
-    embed: Path, out: Path, work: Path, store: Store,
+    inputs: dict[str, Path], out: Path, work: Path, store: Store,
 ) -> Summary:  # fmt: skip
     """All of it, in every process; the first one writes."""
     import numpy as np
     import torch
 
     from dinov2.curation.choose import balanced, by_seeds
+    from dinov2.curation.inspect import inspection_page
     from dinov2.curation.packing import pack, packing_parts
     from dinov2.distributed import all_reduce_sum, rank, world_size
 
-    good, blocks = _usable(pool, "pool", embed, store)
+    good, blocks = _usable(pool, "pool", inputs["embed"], store)
     bad = set(range(len(pool))) - set(good)
     pool_rows = [pool[row] for row in good]
     if params.choose.kind == "seeds":
-        usable, seed_blocks = _usable(seeds, "seeds", embed, store)
+        usable, seed_blocks = _usable(seeds, "seeds", inputs["embed"], store)
         seeds = [seeds[row] for row in usable]
         chosen = by_seeds(params.clusters, params.choose, blocks, seeds, seed_blocks, device=device)
     else:
-        seed_blocks, chosen = None, balanced(params.clusters, params.choose, blocks, device)
+        chosen = balanced(params.clusters, params.choose, blocks, device)
     rows = [{**pool_rows[image], **about} for image, about in chosen.taken.items()]
     if params.include_seeds:
         clusters = chosen.seed_clusters or [None] * len(seeds)
@@ -135,9 +148,8 @@ def _curate(
         np.save(out / "centroids.npy", chosen.centroids)
         write_json(out / "mixture.json", params.mixture)
         _gather(places, out, store)
-        if seed_blocks is not None:
-            page = _page(params, (pool_rows, blocks), (seeds, seed_blocks), chosen, store)
-            (out / "inspect.html").write_text(page)
+        page = inspection_page(params.inspect, {**inputs, "retrieve": out}, store, choose=params.choose.model_dump())
+        (out / "inspect.html").write_text(page)
     return Summary(
         num_in=len(pool), num_kept=len(chosen.taken), dropped=count_reasons(removed),
         metrics={**chosen.metrics, "num_curated": len(rows), "num_seeds": len(seeds)},
@@ -176,37 +188,6 @@ def _check_mixture(mixture: dict[str, float], sources: set[str | None]) -> None:
     if mixture and bool(unnamed) != ("others" in mixture):
         say = f"no weight for {unnamed[0]}; add it, or `others`" if unnamed else "a weight for `others`; there are none"
         raise InputError(f"retrieve.mixture has {say}")
-
-
-def _page(
-    params: RetrieveParams,
-    pool: "tuple[list[Row], Blocks]",
-    seeds: "tuple[list[Row], Blocks]",
-    chosen: "Chosen",
-    store: Store,
-) -> str:
-    """The inspection page."""
-    import numpy as np
-
-    from dinov2.curation.blocks import unit
-    from dinov2.curation.inspect import Gallery, inspection_page
-    from dinov2.curation.retrieve import strategies
-    from dinov2.shards import ShardReader
-
-    assert params.choose.kind == "seeds"
-    place = {row["id"]: number for number, row in enumerate(seeds[0])}
-    vectors = [unit(blocks.take(np.arange(blocks.num_rows()))) for _, blocks in (seeds, pool)]
-    reader = ShardReader(store)
-    page = inspection_page(
-        params.inspect,
-        seeds=Gallery(seeds[0], vectors[0], chosen.seed_clusters),
-        pool=Gallery(pool[0], vectors[1], chosen.clusters.tolist()),
-        taken_by={image: place[about["seed_id"]] for image, about in chosen.taken.items()},
-        strategies=strategies([row["label"] for row in seeds[0]], params.choose.sample_based_from),
-        reader=reader,
-    )
-    reader.close()
-    return page
 
 
 def _gather(places: Sequence[Path], out: Path, store: Store) -> None:

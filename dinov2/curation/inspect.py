@@ -1,112 +1,150 @@
-"""A page to set retrieval's numbers by: seeds beside their nearest pool images, with what became of them.
+"""A page to set the numbers of curation by: seeds and their neighbours, copies around the thresholds, what was removed.
 
-One HTML file that needs nothing else: thumbnails are JPEG data URIs.
+One HTML file that needs nothing else; thumbnails are JPEG data URIs. It is made from the tables and descriptors on
+disk, a block at a time, and shows a fixed number of images, so that its size does not grow with the data. Stages that
+have no output yet are left out by name.
+
+Run:   python -m dinov2.curation.inspect [--data data] [--evaluation inputs/demo/evaluation] --out inspect.html
+Cost:  one pass over the tables and over at most `retrieve.inspect.max_rows` descriptors of each kind; no GPU, no torch
 """
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-from jinja2 import Environment
-from PIL import Image
+import pyarrow.dataset as ds
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dinov2.curation.album import Album
+from dinov2.curation.borderline import Borderline, borderlines, thresholds
+from dinov2.curation.lookup import Row, num_rows, read_record, sample_by
+from dinov2.curation.neighborhoods import Neighborhoods, neighborhoods
 from dinov2.curation.params import InspectParams
-from dinov2.data.decode import DecodeError, decode_rgb
-from dinov2.search import top_k
-from dinov2.shards import ShardReader
+from dinov2.params import InputError, load_section, read_yaml, validate
+from dinov2.store import Store, StoreParams
 
-JPEG_QUALITY = 80
-TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Retrieval</title><style>
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
-section { display: flex; flex-wrap: wrap; gap: .6rem; padding: .8rem 0; border-top: 1px solid #ddd }
-figure { margin: 0; width: {{ size_px + 8 }}px } figcaption { font-size: 12px; color: #555; overflow-wrap: anywhere }
-img { max-width: {{ size_px }}px; border: 4px solid #ddd; display: block }
-.seed img { border-color: #333 } .taken img { border-color: #2a8a3e } .other img { border-color: #7fb98b }
-.left img { opacity: .55 }
-</style></head><body>
-<h1>What the seeds retrieved</h1>
-<p>{{ num_seeds }} seeds brought in {{ num_retrieved }} of {{ num_pool }} pool images. Below, {{ panels | length }}
-seeds (dark frame) with their nearest pool images and the cosine between them: taken for this seed (green), taken for
-another one (pale green), not taken (faded).</p>
-{% for panel in panels %}
-<section><figure class="seed">{{ photo(panel.image) }}<figcaption>{{ panel.label }}<br>{{ panel.strategy }}-based,
-cluster {{ panel.cluster }}</figcaption></figure>
-{% for near in panel.neighbors %}<figure class="{{ near.status }}">{{ photo(near.image) }}<figcaption>
-{{ '%.3f' % near.cosine }}, cluster {{ near.cluster }}</figcaption></figure>
-{% endfor %}</section>
-{% endfor %}</body></html>
-"""
+STAGES = ("download", "filter", "dedup", "retrieve")
 
 
-class Gallery(NamedTuple):
-    """Images with their descriptors, row by row."""
+class Group(NamedTuple):
+    """Some of the images that a stage removed for one reason."""
 
-    rows: Sequence[Mapping[str, Any]]
-    vectors: Float[np.ndarray, "n d"]
-    clusters: Sequence[int]
-
-
-class Neighbor(NamedTuple):
-    """A pool image near a seed."""
-
-    image: str
-    cosine: float
-    cluster: int
-    status: str  # taken | other | left
-
-
-class Panel(NamedTuple):
-    """A seed and its neighbours."""
-
-    image: str
-    label: str
-    strategy: str
-    cluster: int
-    neighbors: list[Neighbor]
+    stage: str
+    reason: str
+    num: int
+    share: float
+    """Of what the stage was given."""
+    rows: list[Row]
 
 
 def inspection_page(
     params: InspectParams,
+    outputs: Mapping[str, Path],
+    store: Store,
     *,
-    seeds: Gallery,
-    pool: Gallery,
-    taken_by: Mapping[int, int],
-    strategies: Mapping[str | None, str],
-    reader: ShardReader,
+    choose: Mapping[str, Any] | None = None,
+    dedup_params: Mapping[str, Any] | None = None,
+    folders: tuple[Path, ...] = (),
 ) -> str:
-    """The page as HTML. `taken_by` gives, for each retrieved row of the pool, the row of the seed that took it."""
-    num = min(params.num_seeds, len(seeds.rows))
-    shown = np.unique(np.linspace(0, len(seeds.rows) - 1, num).round().astype(int)) if num else np.empty(0, int)
-    cosine, index = top_k(seeds.vectors[shown], pool.vectors, min(params.num_neighbors, len(pool.rows)))
-    panels = []
-    for place, seed in enumerate(shown.tolist()):
-        neighbors = []
-        for row, value in zip(index[place].tolist(), cosine[place].tolist(), strict=True):
-            status = "left" if row not in taken_by else "taken" if taken_by[row] == seed else "other"
-            image = _thumbnail(reader, pool.rows[row], params.thumbnail_px)
-            neighbors.append(Neighbor(image, value, pool.clusters[row], status))
-        label = seeds.rows[seed]["label"]
-        image = _thumbnail(reader, seeds.rows[seed], params.thumbnail_px)
-        panels.append(Panel(image, label or "no label", strategies[label], seeds.clusters[seed], neighbors))
-    environment = Environment(autoescape=True, trim_blocks=True)
-    photo = environment.from_string("{% macro photo(uri) %}<img alt='' src='{{ uri }}'>{% endmacro %}").module
-    return environment.from_string(TEMPLATE).render(
-        panels=panels, photo=photo.photo, size_px=params.thumbnail_px,  # pyright: ignore[reportAttributeAccessIssue]
-        num_seeds=len(seeds.rows), num_retrieved=len(taken_by), num_pool=len(pool.rows),
+    """The page as HTML. `outputs` has the folder of each stage; `folders` hold evaluation images as files.
+
+    `choose` and `dedup_params` are the params of retrieve.choose and dedup; from the stages' records where not given.
+    """
+    outputs = {stage: folder for stage, folder in outputs.items() if folder.is_dir()}
+    if not outputs:
+        raise InputError("there is no stage's output to look at; give the folder that holds filter/, embed/ and so on")
+    choose = choose or _params_of(outputs, "retrieve").get("choose")
+    joined = dedup_params or _params_of(outputs, "dedup")
+    missing = [stage for stage in ("filter", "embed", "dedup", "retrieve") if stage not in outputs]
+    lines: list[Borderline] = []
+    seeds: Neighborhoods | None = None
+    if {"embed", "dedup"} <= set(outputs) and joined:
+        lines = borderlines(
+            params, thresholds(joined), embed=outputs["embed"], dedup=outputs["dedup"], store=store
+        )
+    if {"embed", "dedup", "retrieve"} <= set(outputs) and choose is not None:
+        seeds = neighborhoods(
+            params, embed=outputs["embed"], dedup=outputs["dedup"], retrieve=outputs["retrieve"], store=store,
+            choose=choose,
+        )
+    groups = _groups(params, outputs)
+    with Album(store, outputs, params.thumbnail_px, folders) as album:
+        album.find(_shown(seeds, lines, groups))
+        environment = Environment(
+            loader=PackageLoader("dinov2.curation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True,
+        )  # fmt: skip
+        return environment.get_template("inspect.html.j2").render(
+            params=params, size_px=params.thumbnail_px, seeds=seeds, choose=choose, borderlines=lines, groups=groups,
+            missing=missing, photo=album.thumbnail,
+        )
+
+
+def _params_of(outputs: Mapping[str, Path], stage: str) -> dict[str, Any]:
+    record = read_record(outputs[stage]) if stage in outputs else None
+    return record["params"] if record else {}
+
+
+def _groups(params: InspectParams, outputs: Mapping[str, Path]) -> list[Group]:
+    """Of every reason of every stage some removed images, most frequent first; dedup's copies have their own part."""
+    groups = []
+    for stage in STAGES:
+        if stage not in outputs:
+            continue
+        table = outputs[stage] / "removed.parquet"
+        reasons = sample_by(table, "reason", params.num_removed, params.seed)
+        not_seeds = ds.field("origin") != "seed" if stage == "retrieve" else None
+        kept = num_rows(outputs[stage] / "manifest.parquet", not_seeds)
+        given = kept + sum(num for num, _ in reasons.values())
+        for reason, (num, rows) in sorted(reasons.items(), key=lambda item: (-item[1][0], item[0])):
+            is_copy = reason == "copy" or reason.startswith("evaluation_copy")
+            if any(row["id"] and row["id"] != row["witness_id"] for row in rows) and not is_copy:
+                groups.append(Group(stage, reason, num, num / given, rows))
+    return groups
+
+
+def _shown(seeds: Neighborhoods | None, lines: list[Borderline], groups: list[Group]) -> set[str]:
+    """Ids of all images on the page."""
+    ids: set[str | None] = set()
+    for panel in seeds.panels if seeds else []:
+        ids |= {panel.id, *(near.id for near in panel.neighbors), *(near.witness_id for near in panel.neighbors)}
+    for line in lines:
+        ids |= {image for pair in line.kept + line.removed for image in (pair.id, pair.witness_id)}
+    for group in groups:
+        ids |= {image for row in group.rows for image in (row["id"], row["witness_id"])}
+    return {image for image in ids if image is not None}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 2 with one sentence for a person's mistake."""
+    parser = argparse.ArgumentParser(
+        "python -m dinov2.curation.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def _thumbnail(reader: ShardReader, row: Mapping[str, Any], size_px: int) -> str:
-    """A JPEG data URI; a grey square where the image can't be read."""
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="FOLDER", help="outputs of the stages")
+    parser.add_argument("--evaluation", type=Path, metavar="FOLDER", help="their images; default: inputs.evaluation")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="HTML")
+    options = parser.parse_args(arguments)
     try:
-        image = Image.fromarray(decode_rgb(reader.read(row)))
-    except (DecodeError, OSError):
-        image = Image.new("RGB", (size_px, size_px), (200, 200, 200))
-    image.thumbnail((size_px, size_px))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        values = _value(options.params, "retrieve", "inspect")
+        params = validate(InspectParams, values, where=f"{options.params.name}: retrieve.inspect")
+        evaluation = options.evaluation or Path(str(_value(options.params, "inputs", "evaluation")))
+        store = Store(load_section(options.params, "store", StoreParams))
+        outputs = {stage: options.data / stage for stage in (*STAGES, "embed")}
+        options.out.write_text(inspection_page(params, outputs, store, folders=(evaluation,)))
+    except InputError as error:
+        sys.stderr.write(f"inspect: {error}\n")
+        return 2
+    return 0
+
+
+def _value(file: Path, section: str, key: str) -> object:
+    """One value of a params file, of a section that need not be valid as a whole."""
+    values = read_yaml(file).get(section)
+    return values.get(key) if isinstance(values, dict) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

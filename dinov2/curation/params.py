@@ -148,5 +148,15 @@ class InspectParams(Params):
     """Seeds on the page, spread evenly over all."""
     num_neighbors: Annotated[int, Field(gt=0)]
     """Nearest pool images beside each."""
+    num_pairs: Annotated[int, Field(gt=0)]
+    """Pairs on either side of each threshold of dedup, at even steps of cosine."""
+    num_removed: Annotated[int, Field(ge=0)]
+    """Removed images of each reason."""
+    num_sampled: Annotated[int, Field(gt=0)]
+    """Seeds, and pool images, whose nearest neighbours the histograms count."""
+    max_rows: Annotated[int, Field(gt=0)]
+    """Descriptors of a set that are compared; of more, whole blocks are drawn until there are so many."""
+    seed: Annotated[int, Field(ge=0)]
+    """Of everything that is drawn."""
     thumbnail_px: Annotated[int, Field(ge=16, le=512)]
     """Longer side of a thumbnail."""

@@ -126,7 +126,11 @@ def inputs(tmp_path: Path, store: Store) -> dict[str, Path]:
     unique = [{name: row.get(name) for name in MANIFEST.names} for i, row in enumerate(rows["pool"]) if i != 5]
     write_table(dedup / "manifest.parquet", MANIFEST, unique)
     write_table(dedup / "seeds.parquet", EMBEDDED, rows["seeds"])
-    return {"dedup": dedup, "embed": embed}
+    earlier = {name: tmp_path / name for name in ("download", "filter")}
+    for folder in earlier.values():
+        write_table(folder / "manifest.parquet", MANIFEST, unique)
+        write_table(folder / "removed.parquet", REMOVED, [])
+    return {**earlier, "dedup": dedup, "embed": embed}
 
 
 def stage_params(**changes: int | float | None) -> RetrieveParams:
@@ -136,7 +140,10 @@ def stage_params(**changes: int | float | None) -> RetrieveParams:
         include_seeds=True,
         mixture={},
         shard_mb=1,
-        inspect=InspectParams(num_seeds=2, num_neighbors=3, thumbnail_px=32),
+        inspect=InspectParams(
+            num_seeds=2, num_neighbors=3, num_pairs=2, num_removed=0, num_sampled=8, max_rows=100, seed=0,
+            thumbnail_px=32,
+        ),
     )
 
 
@@ -282,7 +289,8 @@ from dinov2.params import load_section
 dinov2.curation.packing.SHARDS_A_PART = 1e-9
 params = load_section(work / "params.yaml", "retrieve", RetrieveParams)
 store = Store(StoreParams(url=str(work / "store"), cache=str(work / "cache")))
-run(params, dedup=work / "dedup", embed=work / "embed", out=work / "out", work=work / "work", store=store)
+inputs = {name: work / name for name in ("download", "filter", "dedup", "embed")}
+run(params, **inputs, out=work / "out", work=work / "work", store=store)
 """
     (tmp_path / "params.yaml").write_text(json.dumps({"retrieve": stage_params().model_dump()}))
     (tmp_path / "out").mkdir()

@@ -45,7 +45,7 @@ def test_plan_that_training_would_refuse_is_told_after_what_can_be_said(tmp_path
 @pytest.mark.parametrize(
     ("stage", "options", "told"),
     [
-        ("crawl", [], "crawl: this stage has no plan; run it without --plan"),
+        ("report", [], "report: this stage has no plan; run it without --plan"),
         ("pretrain", ["--params", "none.yaml"], "pretrain: none.yaml can't be read"),
     ],
 )
@@ -56,3 +56,13 @@ def test_plan_that_cannot_be_made_is_one_sentence_and_exit_code_2(
     assert done.returncode == 2
     assert done.stderr.startswith(told)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_plan_of_the_curation_takes_machines_from_launch_and_numbers_from_options(tmp_path: Path) -> None:
+    preset = str(ROOT / "presets/paper-vitg.yaml")
+    done = plan(tmp_path, "dedup", "--params", preset, "--images", "2e6", "--seeds", "1")
+    assert done.returncode == 0, done.stderr
+    assert "2,000,000, of an assumed 110 kB" in done.stdout
+    assert "1 node of 96 cores and no GPU" in done.stdout
+    assert "2e+15 FLOP" in done.stdout  # of the join
+    assert plan(tmp_path, "embed", "--params", preset, "--gpus", "-1").returncode == 2
