@@ -1,6 +1,6 @@
 """Whether training on the curated set beats training on the raw pool, as a Markdown table.
 
-Run:   python benchmarks/curated_training.py --work DIR [--seeds 0 1 2]      (after benchmarks/planted.py with that DIR)
+Run:   python -m benchmarks.curated_training --work DIR [--seeds 0 1 2]      (after benchmarks.planted with that DIR)
 
 Both networks see the same recipe (benchmarks/recipes/few-steps.yaml, NUM_STEPS steps) and the same number of different
 images: what retrieve chose, and as many drawn at random from all that download stored, unfit images and copies among
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    text = ["Printed by `python benchmarks/curated_training.py`; its first lines say what is compared.", ""]
+    text = ["Printed by `python -m benchmarks.curated_training`; its first lines say what is compared.", ""]
     for line in lines(options.work / "data-thumbnail", options.seeds):
         text.append(line)
         print(line, flush=True)

@@ -1,6 +1,7 @@
 """What the curation finds of what was planted in a crawl of photographs, as Markdown tables.
 
-Run:   python benchmarks/planted.py --classes CALTECH101 --pool FLOWERS --work DIR [--sscd ONNX] [--safety YAML]
+Run:   python -m benchmarks.planted --classes CALTECH101 --pool FLOWERS --work DIR [--sscd ONNX] [--safety YAML]
+           [--embedder YAML]
        (CALTECH101: a folder a class; FLOWERS: photographs of other things; DIR: for the run, kept)
 
 The crawl: all of FLOWERS and of the class BACKGROUND_Google; NUM_CLASSES classes of CALTECH101, of each 15 % as seeds,
@@ -50,8 +51,8 @@ REASON = {  # of each kind of junk: the stage and the reason that it should go f
 DESCRIPTORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "thumbnail": ({}, {}),  # as params.yaml has it
     "sscd": (
-        {"kind": "sscd", "resize": "square", "size_px": 288},
-        {"min_cosine": 0.6, "evaluation_sets": {"held_out": {"folder": "", "min_cosine": 0.5}}},
+        {"kind": "sscd", "resize": "square", "size_px": 320, "input": "uint8_nhwc"},
+        {"min_cosine": 0.6, "evaluation_sets": {"held_out": {"folder": "", "min_cosine": 0.45}}},
     ),
 }
 
@@ -153,7 +154,7 @@ def copy_table(planted: Planted, by_descriptor: dict[str, Path]) -> Iterator[str
     for stage, reason in (("filter", "pca_hash_duplicate"), ("dedup", "copy"), ("dedup", "evaluation_copy:held_out")):
         cells = []
         for data in by_descriptor.values():
-            went = [row for row in rows(data / stage / "removed.parquet") if row["reason"] == reason]
+            went = [row for row in rows(data / stage / "removed.parquet") if row["reason"].partition(":")[0] == reason]
             right = [row for row in went if _is_planted(row, planted, reason)]
             cells.append(f"{share(len(right), len(went))} of {len(went)}")
         yield f"| *precision of {stage} {reason}* | | {' | '.join(cells)} |"
@@ -225,6 +226,7 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--sscd", type=Path)
     parser.add_argument("--safety", type=Path, help="YAML: {nsfw: ..., faces: ...} for section filter")
+    parser.add_argument("--embedder", type=Path, help="YAML of embed.semantic, for the run with SSCD")
     options = parser.parse_args()
     work: Path = options.work.resolve()
     planted = build(options.classes, options.pool, work / "inputs")
@@ -233,23 +235,28 @@ def main() -> None:
     params["download"]["network"] = False
     if options.safety:
         params["filter"] |= YAML(typ="safe").load(options.safety)
-    by_descriptor = {}
-    for name in ["thumbnail", *(["sscd"] if options.sscd else [])]:
+    by_descriptor: dict[str, Path] = {}
+    retrieval: list[str] = []
+    last, names = work, ["thumbnail", *(["sscd"] if options.sscd else [])]
+    for name in names:
         embed, dedup = DESCRIPTORS[name]
         if name == "sscd":
             embed = {**embed, "path": str(options.sscd.resolve()), "sha256": sha256(options.sscd)}
             params["embed"]["copy_descriptor"] = embed
+            if options.embedder:
+                params["embed"]["semantic"] = YAML(typ="safe").load(options.embedder)
         params["dedup"] |= dedup
         first = ["crawl", "download", "filter", "bootstrap"] if name == "thumbnail" else []
         run_stages(work, params, [*first, "embed", "dedup", "retrieve"])
-        by_descriptor[name] = keep(work, name)
-    last = by_descriptor[name]
+        last = by_descriptor[name] = keep(work, name)
+        embedder = params["embed"]["semantic"].get("path", "the bootstrapped network")
+        retrieval += [f"Retrieval by {Path(embedder).name}, after {name}:", ""]
+        retrieval += [*retrieval_table(planted, last, work / "inputs/seeds"), ""]
     text = "\n".join(
         [
-            "Printed by `python benchmarks/planted.py`; its first lines say what was planted.", "",
+            "Printed by `python -m benchmarks.planted`; its first lines say what was planted.", "",
             *filter_table(planted, removals(last)), "", *copy_table(planted, by_descriptor), "",
-            *face_lines(planted, last), "", f"Retrieval with the bootstrapped embedder, after {name}:", "",
-            *retrieval_table(planted, last, work / "inputs/seeds"), "", f"The counts, with {name}:", "", *funnel(last),
+            *face_lines(planted, last), "", *retrieval, f"The counts, with {names[-1]}:", "", *funnel(last),
         ]
     )
     RESULTS.write_text(text + "\n")

@@ -126,7 +126,7 @@ def count_plans() -> int:
     return 1
 
 
-def plan(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
+def choose_join(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
     """Choose the join."""
     from dinov2.curation.plan import choose_plan, load_sample, save_plan
 
@@ -199,7 +199,7 @@ def join(part: int, params: DedupParams, *, embed: Path, work: Path, store: Stor
 
 PHASES = (
     Phase("look", count_blocks, look),
-    Phase("plan", count_plans, plan),
+    Phase("plan", count_plans, choose_join),
     Phase("visit", count_visits, visit),
     Phase("join", count_joins, join),
 )

@@ -88,9 +88,9 @@ def embed_block(
     embedder = _embedder(bootstrap, params)  # pyright: ignore[reportArgumentType] - frozen params can be hashed
     with sets.reader(span.name, store) as read:
         block = embedder.block(rows, read, first=span.start, to_pack=span.name == "seeds")
-    wrong = {rows[lost["index"] - span.start]["shard"] for lost in block.removed if lost["reason"] == "wrong_bytes"}
-    for shard in sorted(wrong):
-        log.warning("shard %s does not hold what the manifest says; those images are left out (wrong_bytes)", shard)
+    lost = [row["index"] - span.start for row in block.removed if row["reason"] in ("unreadable", "wrong_bytes")]
+    for shard in sorted({rows[index].get("shard") for index in lost} - {None}):
+        log.warning("shard %s does not hold what the manifest says; those images are left out", shard)
     is_thumbnail = isinstance(params.copy_descriptor, ThumbnailParams)
     save_block(span.file(work / "blocks", ".npz"), block, with_moments=is_thumbnail and span.name == "pool")
 

@@ -18,7 +18,6 @@ from dinov2.records import CURATED, IMAGE_RECORDS, MANIFEST, REMOVED, write_json
 from dinov2.shards import ShardWriter
 from dinov2.store import Store, StoreParams
 
-BLURRED = MANIFEST if "source_id" in MANIFEST.names else MANIFEST.append(pa.field("source_id", pa.string()))
 DEGREES = {
     "p0": 0, "p1": 10, "p2": 20, "p3": 90, "p4": 45, "p5": 3, "p6": 6, "p7": 120, "q9": 60, "s0": 1, "s1": 91,
     "e0": 121,
@@ -87,9 +86,9 @@ def _early(data: Path, rows: dict[str, Any], ids: dict[str, str]) -> None:
         {"id": ids["p0"], "url": "https://b.example/same.jpg", "reason": "duplicate_bytes", "witness_id": ids["p0"]},
     ]
     write_table(data / "download/removed.parquet", REMOVED, lost)
-    kept = [_only(rows[f"p{i}"], BLURRED) for i in range(8)]
-    blurred = {**_only(rows["q9"], BLURRED), "source_id": ids["p9"], "url": rows["p9"]["url"]}
-    write_table(data / "filter/manifest.parquet", BLURRED, [*kept, blurred])
+    kept = [_only(rows[f"p{i}"], MANIFEST) for i in range(8)]
+    blurred = {**_only(rows["q9"], MANIFEST), "source_id": ids["p9"], "url": rows["p9"]["url"]}
+    write_table(data / "filter/manifest.parquet", MANIFEST, [*kept, blurred])
     write_table(data / "filter/removed.parquet", REMOVED, [{"id": ids["p8"], "url": "u", "reason": "too_small"}])
 
 
@@ -120,6 +119,7 @@ def _late(data: Path, rows: dict[str, Any], ids: dict[str, str]) -> None:
     chosen = [("s0", "seed", "s0"), ("s1", "seed", "s1"), *((f"p{i}", "sample", "s0") for i in range(3))]
     curated = [
         {**_only(rows[name], MANIFEST), "origin": origin, "seed_id": ids[seed], "cluster": 4,
+         "source": "label" if seed == "s0" else None,
          "cosine": float(np.cos(np.radians(DEGREES[name] - DEGREES[seed])))}
         for name, origin, seed in [*chosen, ("p3", "cluster", "s1")]
     ]  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from dinov2.curation.lookup import batches, column_names, read_metrics, read_record
+from dinov2.curation.lookup import batches, read_metrics, read_record
 from dinov2.params import InputError
 
 FUNNEL = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
@@ -104,12 +104,11 @@ def _opt_outs(steps: list[Step]) -> list[tuple[str, str, int]]:
 
 def _mixture(retrieve: Path) -> Mixture:
     table = retrieve / "manifest.parquet"
-    source = "source" if "source" in column_names(table) else "label"
-    names = {"origin", "mime", source, "host", "shard"}
+    names = {"origin", "mime", "source", "host", "shard"}
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     sides = {name: np.zeros(LARGEST_PX + 1, np.int64) for name in ("width", "height", "shorter side")}
     num_bytes, num_unsized = 0, 0
-    columns = ["origin", "mime", source, "url", "shard", "length", "width", "height"]
+    columns = ["origin", "mime", "source", "url", "shard", "length", "width", "height"]
     for batch in batches(table, columns):
         for name in names - {"host"}:
             counts[name].update(value for value in batch[name].to_pylist() if value is not None)
@@ -122,8 +121,8 @@ def _mixture(retrieve: Path) -> Mixture:
             sides[name] += np.bincount(values, minlength=LARGEST_PX + 1)
     return Mixture(
         num=counts["origin"].total(), num_bytes=num_bytes, num_shards=len(counts["shard"]), num_unsized=num_unsized,
-        origins=_most(counts["origin"]), kinds=_most(counts["mime"]), sources=_most(counts[source])[:NUM_LISTED],
-        num_sources=len(counts[source]), num_without_source=counts["origin"].total() - counts[source].total(),
+        origins=_most(counts["origin"]), kinds=_most(counts["mime"]), sources=_most(counts["source"])[:NUM_LISTED],
+        num_sources=len(counts["source"]), num_without_source=counts["origin"].total() - counts["source"].total(),
         hosts=_most(counts["host"])[:NUM_LISTED], num_hosts=len(counts["host"]),
         sides={name: _quantiles(histogram) for name, histogram in sides.items()},
     )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from dinov2.curation.lookup import Row, batches, column_names, rows_with
+from dinov2.curation.lookup import Row, batches, rows_with
 from dinov2.params import InputError
 
 LEAST_DIGITS = 6
@@ -231,13 +231,12 @@ def _retrieved(data: Path, image: str, images: list[tuple[str, str]]) -> Iterato
 def _source_of(data: Path, image: str) -> str:
     """The image as fetched: itself, but for one with blurred faces."""
     row = _first(rows_with(data / "filter/manifest.parquet", "id", [image]))
-    return row["source_id"] if row and row.get("source_id") else image
+    return row["source_id"] if row and row["source_id"] else image
 
 
 def _blurred(data: Path, source: str) -> Row | None:
     """What filter made of the image, if it blurred faces."""
-    table = data / "filter/manifest.parquet"
-    return _first(rows_with(table, "source_id", [source])) if "source_id" in column_names(table) else None
+    return _first(rows_with(data / "filter/manifest.parquet", "source_id", [source]))
 
 
 def _places(data: Path, image: str) -> Iterator[tuple[str, int, Row]]:

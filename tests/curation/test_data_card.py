@@ -49,8 +49,8 @@ def test_what_is_in_the_set_is_counted_from_its_manifest(card: str) -> None:
     assert card.startswith("# Data card of the curated set\n\n6 images")
     assert "| sample | 3 | 50.00 % |" in card
     assert "| a.example | 4 | 66.67 % |" in card
-    assert "| label | 2 | 33.33 % |" in card
-    assert "1 sources in all, each the label of seeds; 4 images have none." in card
+    assert "| label | 4 | 66.67 % |" in card
+    assert "1 sources in all, each the label of seeds; 2 images have none." in card
     assert "| width | 60 | 60 | 60 | 60 | 60 | 60 | 60 |" in card
 
 

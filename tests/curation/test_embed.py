@@ -236,9 +236,13 @@ def test_number_of_workers_and_threads_changes_no_byte(tmp_path: Path, store: St
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
 
-def test_rows_whose_bytes_are_not_their_ids_are_left_out(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
+def test_rows_whose_bytes_are_not_their_ids_are_left_out(
+    tmp_path: Path, store: Store, inputs: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     rows = read_table(inputs["filter"] / "manifest.parquet", MANIFEST)
-    rows[4] |= {"offset": rows[5]["offset"], "length": rows[5]["length"]}
+    with store.local(rows[4]["shard"]).open("r+b") as shard:
+        shard.seek(rows[4]["offset"] + 20)
+        shard.write(b"another")
     rows[9] |= {"offset": 10**9}
     write_table(inputs["filter"] / "manifest.parquet", MANIFEST, rows)
     summary = embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
@@ -248,9 +252,10 @@ def test_rows_whose_bytes_are_not_their_ids_are_left_out(tmp_path: Path, store: 
         (rows[4]["id"], "wrong_bytes"), (rows[9]["id"], "unreadable")
     ]
     assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (28, 24)
+    assert caplog.text.count(f"shard {rows[4]['shard']} does not hold what the manifest says") == 2  # one a block
 
 
-def test_block_without_a_readable_image_is_no_hindrance(
+def test_block_whose_index_does_not_match_the_shard_is_no_hindrance(
     tmp_path: Path, store: Store, inputs: dict[str, Path]
 ) -> None:
     rows = read_table(inputs["filter"] / "manifest.parquet", MANIFEST)
@@ -258,7 +263,7 @@ def test_block_without_a_readable_image_is_no_hindrance(
         row["length"] = 20
     write_table(inputs["filter"] / "manifest.parquet", MANIFEST, rows)
     summary = embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
-    assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 23, {"wrong_bytes": 7})
+    assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 23, {"unreadable": 7})
     assert len(json.loads((tmp_path / "out" / "embeddings.json").read_text())["pool"]["copy"]) == 4
     assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (23, 24)
 
