@@ -14,9 +14,9 @@ from pathlib import Path
 
 from demo.crawl import make_pages
 from demo.planted import Resource
-from dinov2.curation.crawl import CrawlParams, file_groups, read_part
-from dinov2.curation.markup import read_tags
-from dinov2.curation.unique import keep_once
+from dinov2.curation.crawl.candidates import CrawlParams, file_groups, read_part
+from dinov2.curation.crawl.markup import read_tags
+from dinov2.curation.crawl.unique import keep_once
 from dinov2.params import load_section
 
 LIMIT_S = 120.0

@@ -24,9 +24,9 @@ from dedup_vectors import drawn
 from numpy.typing import NDArray
 
 import tasks.dedup
+from dinov2.curation.dedup.join import Pairs, merged
+from dinov2.curation.dedup.pairs import PairFiles
 from dinov2.curation.descriptors import EMBEDDED, store_block
-from dinov2.curation.join import Pairs, merged
-from dinov2.curation.pairs import PairFiles
 from dinov2.params import validate
 from dinov2.records import write_json, write_table
 from dinov2.store import Store, StoreParams
@@ -81,7 +81,7 @@ def faiss_flat(folder: Path, cosine: float) -> dict[str, Any]:
     """IndexFlatIP, k = 64, without the row itself; its pairs go to `folder`/work/join."""
     import faiss
 
-    from dinov2.curation.pairs import save_pairs
+    from dinov2.curation.dedup.pairs import save_pairs
 
     vectors = np.load(folder / "vectors.npy").astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -102,7 +102,7 @@ def faiss_flat(folder: Path, cosine: float) -> dict[str, Any]:
 
 def _warm_up(precision: str) -> None:
     """Import what products need, which takes seconds that are not the join's."""
-    from dinov2.curation.products import engine
+    from dinov2.curation.dedup.products import engine
 
     products = engine("cpu", "bf16" if precision == "bf16" else "fp32")
     rows = products.prepare(np.eye(8, dtype=np.float32))

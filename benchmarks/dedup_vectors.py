@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinov2.curation.embed.thumbnail import Thumbnails, fit, moments, whiten
 from dinov2.curation.params import ThumbnailParams
-from dinov2.curation.thumbnail import Thumbnails, fit, moments, whiten
 
 DIMS = 512
 COPY_SHARE = 0.15

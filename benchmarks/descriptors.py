@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from dinov2.curation.embed import Encoder, lone_threads, one_thread, unit
+from dinov2.curation.embed.embedder import Encoder, lone_threads, one_thread, unit
+from dinov2.curation.embed.network import Network
+from dinov2.curation.embed.sscd import published
+from dinov2.curation.embed.thumbnail import Thumbnails, fit, moments, whiten
 from dinov2.curation.model_file import PACKAGE, in_package
-from dinov2.curation.network import Network
 from dinov2.curation.params import SSCDParams, ThumbnailParams
-from dinov2.curation.sscd import published
-from dinov2.curation.thumbnail import Thumbnails, fit, moments, whiten
 from dinov2.data.decode import decode_rgb
 from dinov2.data.sources import SUFFIXES
 from dinov2.records import sha256_file

@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dinov2.curation.download import DownloadParams
+from dinov2.curation.download.images import DownloadParams
 from dinov2.params import load_section
 from dinov2.records import IMAGE_RECORDS, write_table
 from dinov2.store import Store, StoreParams

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from dinov2.curation.descriptors import EMBEDDED
-from dinov2.curation.embed import Block, save_block, unit
-from dinov2.curation.finish import finish_block, fit, gather
+from dinov2.curation.embed.embedder import Block, save_block, unit
+from dinov2.curation.embed.finish import finish_block, fit, gather
+from dinov2.curation.embed.sets import Span
 from dinov2.curation.params import ThumbnailParams
-from dinov2.curation.sets import Span
 from dinov2.store import Store, StoreParams
 
 BLOCK_ROWS = 65_536  # as in presets/paper-vitl.yaml

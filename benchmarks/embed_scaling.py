@@ -190,7 +190,7 @@ def shares(case: Case, root: Path) -> Iterator[str]:
     """CPU time of each step of one image, on one thread."""
     import torch
 
-    from dinov2.curation import embed as stage
+    from dinov2.curation.embed import embedder as stage
 
     spent: dict[str, float] = defaultdict(float)
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinov2.curation.hamming import find_copies
-from dinov2.curation.hashing import PcaHashParams, fit_pca_hash
+from dinov2.curation.filter.hamming import find_copies
+from dinov2.curation.filter.hashing import PcaHashParams, fit_pca_hash
 
 PARAMS = PcaHashParams(num_bits=64, thumbnail_px=16, sample_size=20_000, max_hamming_bits=6)
 LIMITS = (0, 4, 6)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dinov2.curation.blurring import blur_faces
-from dinov2.curation.faces import FacesParams, find_faces
-from dinov2.curation.nsfw import nsfw_score
+from dinov2.curation.filter.blurring import blur_faces
+from dinov2.curation.filter.faces import FacesParams, find_faces
+from dinov2.curation.filter.nsfw import nsfw_score
 from dinov2.data.decode import decode_rgb
 from dinov2.params import load_section
 from tasks.filter import FilterParams

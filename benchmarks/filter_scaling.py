@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2.curation.filters import FilterParams
+from dinov2.curation.filter.filters import FilterParams
 from dinov2.params import load_section
 from dinov2.records import MANIFEST, write_table
 from dinov2.shards import ShardWriter

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinov2.curation.blocks import InMemory
-from dinov2.curation.cluster import assign, spherical_kmeans
-from dinov2.curation.nearest import on_grid
+from dinov2.curation.embed.thumbnail import Thumbnails, fit, moments, whiten
 from dinov2.curation.params import ThumbnailParams
-from dinov2.curation.thumbnail import Thumbnails, fit, moments, whiten
+from dinov2.curation.retrieve.blocks import InMemory
+from dinov2.curation.retrieve.cluster import assign, spherical_kmeans
+from dinov2.curation.retrieve.nearest import on_grid
 from dinov2.data.sources import FolderSource
 from dinov2.heap import keep_heap
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinov2.curation.balance import balanced_sample, grow_tree
-from dinov2.curation.blocks import InMemory, unit
-from dinov2.curation.cluster import assign, spherical_kmeans
 from dinov2.curation.params import BalancedParams, ClusterParams, SeededParams
-from dinov2.curation.retrieve import Seeds, retrieve
+from dinov2.curation.retrieve.balance import balanced_sample, grow_tree
+from dinov2.curation.retrieve.blocks import InMemory, unit
+from dinov2.curation.retrieve.cluster import assign, spherical_kmeans
+from dinov2.curation.retrieve.seeds import Seeds, retrieve
 from dinov2.data.decode import decode_rgb
 from dinov2.data.sources import FolderSource
 from dinov2.data.view import center_crop

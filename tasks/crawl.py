@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from dinov2.curation.crawl import CrawlParams, file_groups, read_part
-from dinov2.curation.unique import keep_once
+from dinov2.curation.crawl.candidates import CrawlParams, file_groups, read_part
+from dinov2.curation.crawl.unique import keep_once
 from dinov2.params import InputError
 from dinov2.records import Summary, write_json
 from tasks.fan_out import Phase

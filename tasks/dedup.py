@@ -12,7 +12,7 @@ Cost:  benchmarks/results/dedup.md. Memory: about 16 x dims x block_rows bytes i
        some 300 bytes for each image that has a copy, and one part's pairs
 
 Parts: each block of rows is compared with the evaluation images, always with every one, and with the sampled rows; then
-the join is planned; then each pair of blocks (or group of cells) is joined. See dinov2/curation/plan.py for the rule.
+the join is planned; then each pair of blocks (or group of cells) is joined. The rule: dinov2/curation/dedup/plan.py.
 """
 
 import logging
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dinov2.curation.pairs import PairFiles
-    from dinov2.curation.plan import Plan
-    from dinov2.curation.recall import Recall
-    from dinov2.curation.rows import Rows
+    from dinov2.curation.dedup.pairs import PairFiles
+    from dinov2.curation.dedup.plan import Plan
+    from dinov2.curation.dedup.recall import Recall
+    from dinov2.curation.dedup.rows import Rows
 
 VERSION = 2
 log = logging.getLogger(__name__)
@@ -97,12 +97,12 @@ def look(
     # imported in the job, not in the submitting process
     import numpy as np
 
-    from dinov2.curation.decontaminate import contacts_of, set_of_each
-    from dinov2.curation.join import EXACT, pairs_above
-    from dinov2.curation.pairs import save_array, save_pairs
-    from dinov2.curation.products import engine
-    from dinov2.curation.rows import open_rows
-    from dinov2.curation.verdicts import check_inputs
+    from dinov2.curation.dedup.decontaminate import contacts_of, set_of_each
+    from dinov2.curation.dedup.join import EXACT, pairs_above
+    from dinov2.curation.dedup.pairs import save_array, save_pairs
+    from dinov2.curation.dedup.products import engine
+    from dinov2.curation.dedup.rows import open_rows
+    from dinov2.curation.dedup.verdicts import check_inputs
 
     if part == 0:
         check_inputs(embed, filter)
@@ -128,7 +128,7 @@ def count_plans() -> int:
 
 def choose_join(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
     """Choose the join."""
-    from dinov2.curation.plan import choose_plan, load_sample, save_plan
+    from dinov2.curation.dedup.plan import choose_plan, load_sample, save_plan
 
     assert part == 0
     rows = _rows(embed, store)
@@ -154,7 +154,7 @@ def count_visits(params: DedupParams, *, embed: Path, work: Path) -> int:
 
 def visit(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
     """Find the cells of a block's rows."""
-    from dinov2.curation.cells import block_visits, save_visits
+    from dinov2.curation.dedup.cells import block_visits, save_visits
 
     chosen, rows = _plan(work), _rows(embed, store)
     assert chosen.centroids is not None
@@ -174,11 +174,11 @@ def count_joins(params: DedupParams, *, embed: Path, work: Path) -> int:
 
 def join(part: int, params: DedupParams, *, embed: Path, work: Path, store: Store) -> None:
     """Find the pairs of a pair of blocks, or of a group of cells."""
-    from dinov2.curation.cells import join_cells, load_visits
-    from dinov2.curation.index import faiss_pairs_above
-    from dinov2.curation.join import pairs_above
-    from dinov2.curation.pairs import block_pair, save_pairs
-    from dinov2.curation.products import engine
+    from dinov2.curation.dedup.cells import join_cells, load_visits
+    from dinov2.curation.dedup.index import faiss_pairs_above
+    from dinov2.curation.dedup.join import pairs_above
+    from dinov2.curation.dedup.pairs import block_pair, save_pairs
+    from dinov2.curation.dedup.products import engine
 
     chosen, rows, path = _plan(work), _rows(embed, store), work / "join" / f"{part:06d}.npy"
     num_blocks, products = count_blocks(params, embed=embed), engine(params.device, params.precision)
@@ -209,10 +209,10 @@ def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path
     """Group the pairs that the parts found; write who stays and who goes, and why."""
     import numpy as np
 
-    from dinov2.curation.decontaminate import set_of_each
+    from dinov2.curation.dedup.decontaminate import set_of_each
+    from dinov2.curation.dedup.pairs import PairFiles
+    from dinov2.curation.dedup.verdicts import Verdicts
     from dinov2.curation.descriptors import EMBEDDED
-    from dinov2.curation.pairs import PairFiles
-    from dinov2.curation.verdicts import Verdicts
 
     copies, contacts, bad = (sorted((work / name).glob("*.npy")) for name in ("join", "contacts", "bad"))
     homes = set_of_each(embed, _folders(params))
@@ -258,9 +258,9 @@ def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path
 
 def _found(work: Path, copies: "PairFiles", num_images: int) -> "Recall":
     """Recall of what the join found, on the sampled pairs that its plan was measured on."""
-    from dinov2.curation.pairs import are_among
-    from dinov2.curation.plan import load_sample
-    from dinov2.curation.recall import recall
+    from dinov2.curation.dedup.pairs import are_among
+    from dinov2.curation.dedup.plan import load_sample
+    from dinov2.curation.dedup.recall import recall
 
     chosen, (first, second) = _plan(work), load_sample(work / "sampled")
     measured = recall(are_among(first, second, copies, num_images), first)
@@ -273,14 +273,14 @@ def _folders(params: DedupParams) -> dict[str, str]:
 
 
 def _rows(embed: Path, store: Store) -> "Rows":
-    from dinov2.curation.rows import open_rows
+    from dinov2.curation.dedup.rows import open_rows
 
     return open_rows(embed, IMAGES, store)
 
 
 def _sampled(params: DedupParams, rows: "Rows") -> "NDArray[np.int64]":
     """Numbers of the rows that are compared with all others."""
-    from dinov2.curation.recall import sampled_rows
+    from dinov2.curation.dedup.recall import sampled_rows
 
     few = params.method == "auto" and len(rows) <= FEW * params.sample_rows
     known = params.method in ("exact", "faiss") or few
@@ -288,7 +288,7 @@ def _sampled(params: DedupParams, rows: "Rows") -> "NDArray[np.int64]":
 
 
 def _plan(work: Path) -> "Plan":
-    from dinov2.curation.plan import load_plan
+    from dinov2.curation.dedup.plan import load_plan
 
     return load_plan(work / "plan")
 

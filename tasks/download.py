@@ -14,9 +14,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from dinov2.curation import download as images
-from dinov2.curation.download import DownloadParams
-from dinov2.curation.ownership import join_blocks, own_part, pack_block
+from dinov2.curation.download import images
+from dinov2.curation.download.images import DownloadParams
+from dinov2.curation.download.ownership import join_blocks, own_part, pack_block
 from dinov2.params import InputError
 from dinov2.records import Summary
 from dinov2.store import Store

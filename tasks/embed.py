@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from dinov2.curation.embed.sets import NAMES, Sets
 from dinov2.curation.params import CopyParams, SemanticParams, ThumbnailParams
-from dinov2.curation.sets import NAMES, Sets
 from dinov2.params import InputError, Params
 from dinov2.records import Summary, write_json
 from dinov2.store import Store
@@ -31,8 +31,8 @@ from tasks.fan_out import Phase
 from tasks.stage import main
 
 if TYPE_CHECKING:
-    from dinov2.curation.embed import Embedder
-    from dinov2.curation.finish import Gathered
+    from dinov2.curation.embed.embedder import Embedder
+    from dinov2.curation.embed.finish import Gathered
 
 VERSION = 2
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def embed_block(
     store: Store,
 ) -> None:
     """Decode and embed one block into work/blocks/."""
-    from dinov2.curation.embed import save_block  # imported in the job, not in the submitting process
+    from dinov2.curation.embed.embedder import save_block  # imported in the job, not in the submitting process
 
     sets = _sets(filter, seeds, evaluation, work)
     span = sets.spans(params.block_rows)[part]
@@ -97,7 +97,7 @@ def embed_block(
 
 @lru_cache(maxsize=1)  # a worker embeds many blocks
 def _embedder(bootstrap: Path, params: EmbedParams) -> "Embedder":
-    from dinov2.curation.embed import Embedder
+    from dinov2.curation.embed.embedder import Embedder
 
     return Embedder(bootstrap, params.semantic, params.copy_descriptor, batch_size=params.batch_size)
 
@@ -111,7 +111,7 @@ def fit_copies(
     part: int, params: EmbedParams, *, filter: Path, seeds: Path, evaluation: Path, work: Path  # noqa: A002
 ) -> None:
     """Find repeated images and, for thumbnails, the whitening; into work/fitted/."""
-    from dinov2.curation.finish import fit
+    from dinov2.curation.embed.finish import fit
 
     sets = _sets(filter, seeds, evaluation, work)
     spans = sets.spans(params.block_rows)
@@ -130,7 +130,7 @@ def finish_block(
     store: Store,
 ) -> None:
     """Put the descriptors of one block into the store, and the images of seeds; tables go to work/finished/."""
-    from dinov2.curation.finish import finish_block, pack_images
+    from dinov2.curation.embed.finish import finish_block, pack_images
 
     sets = _sets(filter, seeds, evaluation, work)
     span = sets.spans(params.block_rows)[part]
@@ -163,7 +163,7 @@ def run(
     store: Store,
 ) -> Summary:
     """Join what the parts made."""
-    from dinov2.curation.finish import gather
+    from dinov2.curation.embed.finish import gather
 
     sets = _sets(filter, seeds, evaluation, work)
     spans = sets.spans(params.block_rows)

@@ -16,9 +16,9 @@ Cost:  one decode an image, all else is small beside the two networks: see bench
 import sys
 from pathlib import Path
 
-from dinov2.curation.filters import FilterParams
-from dinov2.curation.gathering import gather
-from dinov2.curation.looks import count_parts, look_part, part_path
+from dinov2.curation.filter.filters import FilterParams
+from dinov2.curation.filter.gathering import gather
+from dinov2.curation.filter.looks import count_parts, look_part, part_path
 from dinov2.records import MANIFEST, Summary
 from dinov2.store import Store
 from dinov2.tables import distinct

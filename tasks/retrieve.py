@@ -37,8 +37,8 @@ from tasks.stage import main
 if TYPE_CHECKING:
     import torch
 
-    from dinov2.curation.blocks import Blocks
     from dinov2.curation.descriptors import SetName
+    from dinov2.curation.retrieve.blocks import Blocks
 
 VERSION = 2
 COLLECTIVE = True  # processes share k-means, the search and the packing
@@ -113,9 +113,9 @@ def _curate(
     import numpy as np
     import torch
 
-    from dinov2.curation.choose import balanced, by_seeds
     from dinov2.curation.inspect import inspection_page
-    from dinov2.curation.packing import pack, packing_parts
+    from dinov2.curation.retrieve.choose import balanced, by_seeds
+    from dinov2.curation.retrieve.packing import pack, packing_parts
     from dinov2.distributed import all_reduce_sum, rank, world_size
 
     good, blocks = _usable(pool, "pool", inputs["embed"], store)
@@ -160,7 +160,7 @@ def _usable(rows: list[Row], name: "SetName", embed: Path, store: Store) -> "tup
     """Those of the rows that have a descriptor of unit length, with it."""
     import numpy as np
 
-    from dinov2.curation.blocks import open_blocks, unusable
+    from dinov2.curation.retrieve.blocks import open_blocks, unusable
 
     blocks = open_blocks(embed, name, "semantic", rows, store)
     good = np.setdiff1d(np.arange(len(rows)), unusable(blocks))
@@ -192,7 +192,7 @@ def _check_mixture(mixture: dict[str, float], sources: set[str | None]) -> None:
 
 def _gather(places: Sequence[Path], out: Path, store: Store) -> None:
     """The manifest of all packed parts."""
-    from dinov2.curation.packing import packed
+    from dinov2.curation.retrieve.packing import packed
 
     rows = [row for place in places for row in packed(place)]
     write_table(out / "manifest.parquet", CURATED, rows)

@@ -186,11 +186,13 @@ def _work(
 
 def _fan_out(phase: Phase, call: StageCall, store: StoreParams, launch: LaunchParams) -> None:
     """Let several workers make the missing parts of a phase; a single one would be the stage's own job."""
+    if launch.resources(call.stage).workers == 1:  # before a phase is counted: that may need the phase before it
+        return
     values = call.values(store)
     missing = missing_parts(phase, values)
-    num_workers = min(launch.resources(call.stage).workers, len(missing))
-    if launch.resources(call.stage).workers == 1 or not missing:
+    if not missing:
         return
+    num_workers = min(launch.resources(call.stage).workers, len(missing))
     _show(f"{phase.name}: {len(missing)} parts for {num_workers} workers")
     jobs = [_job(call, store, launch, Share(phase.name, worker, num_workers)) for worker in range(num_workers)]
     _run_jobs(call, launch, jobs, f"job-{phase.name}", lambda: not missing_parts(phase, values))

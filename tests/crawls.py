@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dinov2.curation.crawl import CrawlParams, file_groups, read_part
-from dinov2.curation.optout import OptOutParams
-from dinov2.curation.unique import keep_once
+from dinov2.curation.crawl.candidates import CrawlParams, file_groups, read_part
+from dinov2.curation.crawl.optout import OptOutParams
+from dinov2.curation.crawl.unique import keep_once
 from dinov2.records import IMAGE_RECORDS, REMOVED, read_table
 
 OPT_OUT = OptOutParams(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dinov2.curation.download import DownloadParams
+from dinov2.curation.download.images import DownloadParams
 from dinov2.records import IMAGE_RECORDS, MANIFEST, REMOVED, Summary, read_table, write_table
 from dinov2.store import Store, StoreParams
 from tasks import download

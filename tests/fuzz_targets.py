@@ -16,12 +16,12 @@ from crawls import HTML, OPT_OUT, Answer, crawl, write_warc
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
-from dinov2.curation.markup import decode_references, read_tags
-from dinov2.curation.optout import header_directives, headers_opt_out, matches, meta_opt_out, parse_tdmrep
-from dinov2.curation.pages import decode_html, read_page
-from dinov2.curation.robots import Robots
-from dinov2.curation.sitemaps import DamagedSitemapError, SitemapParser, read_list, read_sitemap_file
-from dinov2.curation.urls import (
+from dinov2.curation.crawl.markup import decode_references, read_tags
+from dinov2.curation.crawl.optout import header_directives, headers_opt_out, matches, meta_opt_out, parse_tdmrep
+from dinov2.curation.crawl.pages import decode_html, read_page
+from dinov2.curation.crawl.robots import Robots
+from dinov2.curation.crawl.sitemaps import DamagedSitemapError, SitemapParser, read_list, read_sitemap_file
+from dinov2.curation.crawl.urls import (
     UrlRefusedError,
     canonical,
     canonical_data_uri,
@@ -30,8 +30,8 @@ from dinov2.curation.urls import (
     shown,
     srcset_candidates,
 )
-from dinov2.curation.warc import DamagedWarcError, read_answer, read_entries, read_metadata
-from dinov2.curation.wat import read_wat_record
+from dinov2.curation.crawl.warc import DamagedWarcError, read_answer, read_entries, read_metadata
+from dinov2.curation.crawl.wat import read_wat_record
 
 AGENT = "pipeline-bot/1"
 UNASKED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

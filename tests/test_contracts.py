@@ -54,7 +54,7 @@ def test_contracts_hold(repository):
         ("tasks/crawl.py", "def late():\n    import prefect", "prefect only in flows"),
         ("tasks/evaluate.py", "import mlflow", "mlflow only in"),
         ("flows/repro.py", "import submitit", "submitit only in"),
-        ("dinov2/curation/dedup.py", "import faiss", "faiss only in"),
+        ("dinov2/curation/dedup/components.py", "import faiss", "faiss only in"),
         ("dinov2/data/params.py", "import torch", "Params modules are torch-free"),
         ("dinov2/losses/koleo.py", "from dinov2.params import Params", "A loss takes tensors"),
         ("dinov2/report/page.py", "import demo.tiles", "The demo's input is apart"),

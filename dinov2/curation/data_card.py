@@ -20,7 +20,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from dinov2.curation.lookup import batches, read_metrics, read_record
+from dinov2.curation.looking.lookup import batches, read_metrics, read_record
 from dinov2.params import InputError
 
 FUNNEL = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
@@ -68,7 +68,7 @@ def data_card(outputs: Mapping[str, Path]) -> str:
     params = {stage: record["params"] for stage, record in records.items()}
     steps = [_step(stage, records[stage]) for stage in FUNNEL if stage in records]
     environment = Environment(
-        loader=PackageLoader("dinov2.curation"), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("dinov2.curation.looking"), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters.update(cell=_cell, flat=flatten, share=_share, number=_number)

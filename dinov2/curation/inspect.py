@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import pyarrow.dataset as ds
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dinov2.curation.album import Album
-from dinov2.curation.borderline import Borderline, borderlines, thresholds
-from dinov2.curation.lookup import Row, num_rows, read_record, sample_by
-from dinov2.curation.neighborhoods import Neighborhoods, neighborhoods
+from dinov2.curation.looking.album import Album
+from dinov2.curation.looking.borderline import Borderline, borderlines, thresholds
+from dinov2.curation.looking.lookup import Row, num_rows, read_record, sample_by
+from dinov2.curation.looking.neighborhoods import Neighborhoods, neighborhoods
 from dinov2.curation.params import InspectParams
 from dinov2.params import InputError, load_section, read_yaml, validate
 from dinov2.store import Store, StoreParams
@@ -73,7 +73,7 @@ def inspection_page(
     with Album(store, outputs, params.thumbnail_px, folders) as album:
         album.find(_shown(seeds, lines, groups))
         environment = Environment(
-            loader=PackageLoader("dinov2.curation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            loader=PackageLoader("dinov2.curation.looking"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
         )  # fmt: skip
         return environment.get_template("inspect.html.j2").render(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dinov2.curation.album import Album
-from dinov2.curation.trace import Story, trace
+from dinov2.curation.looking.album import Album
+from dinov2.curation.looking.trace import Story, trace
 from dinov2.params import InputError, load_section
 from dinov2.store import Store, StoreParams
 
@@ -40,7 +40,7 @@ def _short(text: str) -> str:
 def as_html(story: Story, album: Album) -> str:
     """The story as one HTML page with thumbnails inlined."""
     environment = Environment(
-        loader=PackageLoader("dinov2.curation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("dinov2.curation.looking"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     album.find({image for image, _ in story.images})

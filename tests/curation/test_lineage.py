@@ -6,7 +6,7 @@ import pytest
 from curation_outputs import Outputs, write_outputs
 
 from dinov2.curation.lineage import as_text, main
-from dinov2.curation.trace import chain, trace
+from dinov2.curation.looking.trace import chain, trace
 from dinov2.params import InputError
 from dinov2.records import REMOVED, read_table, write_table
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from crawls import PARAMS
 
-from dinov2.curation.crawl import CrawlParams
+from dinov2.curation.crawl.candidates import CrawlParams
 from dinov2.params import InputError
 from dinov2.records import IMAGE_RECORDS, REMOVED, Summary, read_table
 from tasks import crawl

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from curation.test_gathering import PARAMS as LIBRARY_PARAMS
-from curation.test_gathering import encode, photograph, store_images, with_face, with_networks
+from curation.filter.test_gathering import PARAMS as LIBRARY_PARAMS
+from curation.filter.test_gathering import encode, photograph, store_images, with_face, with_networks
 
-from dinov2.curation.filters import FilterParams
-from dinov2.curation.hashing import PcaHash, PcaHashParams
+from dinov2.curation.filter.filters import FilterParams
+from dinov2.curation.filter.hashing import PcaHash, PcaHashParams
 from dinov2.params import InputError
 from dinov2.records import MANIFEST, REMOVED, Summary, read_table, write_table
 from dinov2.store import Store, StoreParams
@@ -95,7 +95,7 @@ def test_outputs_of_a_tiny_manifest(tmp_path: Path) -> None:
 
 WORKER = """
 import os, pathlib, pickle, signal, sys
-from dinov2.curation import looks
+from dinov2.curation.filter import looks
 from tasks.fan_out import Phase, make_parts
 values, first, of, moment, number = pickle.load(sys.stdin.buffer)
 place, _, name = moment.rpartition(".")

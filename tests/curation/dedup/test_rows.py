@@ -1,0 +1,26 @@
+"""Rows read from blocks, and those that can't be compared."""
+
+import numpy as np
+
+from dinov2.curation.dedup.rows import Rows
+
+
+def test_rows_are_of_unit_length_and_in_their_place() -> None:
+    drawn = np.random.default_rng(0).standard_normal((50, 8))
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    half = drawn.astype(np.float16)
+    rows = Rows([half[:20], half[:0], half[20:21], half[21:]])
+    assert (len(rows), rows.dims) == (50, 8)
+    everything = rows.read(0, 99)
+    np.testing.assert_allclose(np.linalg.norm(everything, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(everything, drawn, atol=1e-3)
+    np.testing.assert_array_equal(rows.read(15, 30), everything[15:30])
+    index = np.array([49, 0, 20, 20, 19])
+    np.testing.assert_array_equal(rows.take(index), everything[index])
+    assert rows.read(60, 70).shape == (0, 8)
+
+
+def test_rows_that_cannot_be_compared_are_zeros() -> None:
+    block = np.zeros((5, 4), np.float16)
+    block[:, 0] = [1, np.nan, np.inf, 2, 0]
+    np.testing.assert_array_equal(Rows([block]).read(0, 5)[:, 0], [1, 0, 0, 0, 0])
