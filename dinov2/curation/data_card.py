@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from dinov2.curation.looking.lookup import batches, read_metrics, read_record
+from dinov2.curation.looking.render import rendered
 from dinov2.params import InputError
 
 FUNNEL = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
@@ -67,12 +67,8 @@ def data_card(outputs: Mapping[str, Path]) -> str:
     metrics = {stage: read_metrics(outputs[stage]) for stage in records}
     params = {stage: record["params"] for stage, record in records.items()}
     steps = [_step(stage, records[stage]) for stage in FUNNEL if stage in records]
-    environment = Environment(
-        loader=PackageLoader("dinov2.curation.looking"), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters.update(cell=_cell, flat=flatten, share=_share, number=_number)
-    return environment.get_template("data_card.md.j2").render(
+    return rendered(
+        "data_card.md.j2", filters={"cell": _cell, "flat": flatten, "share": _share, "number": _number},
         records=records, metrics=metrics, params=params, steps=steps, mixture=_mixture(outputs["retrieve"]),
         gaps=_gaps(steps), opt_outs=_opt_outs(steps), unknown=[stage for stage in FUNNEL if stage not in records],
         limits=list(_limits(params, metrics, steps)), quantiles=QUANTILES,

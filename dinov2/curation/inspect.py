@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.dataset as ds
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dinov2.curation.looking.album import Album
 from dinov2.curation.looking.borderline import Borderline, borderlines, thresholds
 from dinov2.curation.looking.lookup import Row, num_rows, read_record, sample_by
 from dinov2.curation.looking.neighborhoods import Neighborhoods, neighborhoods
+from dinov2.curation.looking.render import rendered
 from dinov2.curation.params import InspectParams
 from dinov2.params import InputError, load_section, read_yaml, validate
 from dinov2.store import Store, StoreParams
@@ -72,13 +72,9 @@ def inspection_page(
     groups = _groups(params, outputs)
     with Album(store, outputs, params.thumbnail_px, folders) as album:
         album.find(_shown(seeds, lines, groups))
-        environment = Environment(
-            loader=PackageLoader("dinov2.curation.looking"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
-        return environment.get_template("inspect.html.j2").render(
-            params=params, size_px=params.thumbnail_px, seeds=seeds, choose=choose, borderlines=lines, groups=groups,
-            missing=missing, photo=album.thumbnail,
+        return rendered(
+            "inspect.html.j2", params=params, size_px=params.thumbnail_px, seeds=seeds, choose=choose,
+            borderlines=lines, groups=groups, missing=missing, photo=album.thumbnail,
         )
 
 

@@ -9,9 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from dinov2.curation.looking.album import Album
+from dinov2.curation.looking.render import rendered
 from dinov2.curation.looking.trace import Story, trace
 from dinov2.params import InputError, load_section
 from dinov2.store import Store, StoreParams
@@ -39,13 +38,9 @@ def _short(text: str) -> str:
 
 def as_html(story: Story, album: Album) -> str:
     """The story as one HTML page with thumbnails inlined."""
-    environment = Environment(
-        loader=PackageLoader("dinov2.curation.looking"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     album.find({image for image, _ in story.images})
     shown = [(image, about, album.thumbnail(image)) for image, about in story.images]
-    return environment.get_template("lineage.html.j2").render(story=story, shown=shown)
+    return rendered("lineage.html.j2", story=story, shown=shown)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,20 @@
+"""The templates of the pages and cards that look at a curation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def rendered(name: str, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """A template filled in; values are escaped in HTML, not in Markdown."""
+    environment = Environment(
+        loader=PackageLoader("dinov2.curation.looking"),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(filters or {})
+    return environment.get_template(name).render(**values)
