@@ -1,6 +1,7 @@
 """Whether training on the curated set beats training on the raw pool, as a Markdown table.
 
-Run:   python -m benchmarks.curated_training --work DIR [--seeds 0 1 2]      (after benchmarks.planted with that DIR)
+Run:   python -m benchmarks.curated_training --work DIR [--runs sscd thumbnail] [--seeds 0 1 2]
+       (after benchmarks.planted with that DIR; a run is known by the copy descriptors it had there)
 
 Both networks see the same recipe (benchmarks/recipes/few-steps.yaml, NUM_STEPS steps) and the same number of different
 images: what retrieve chose, and as many drawn at random from all that download stored, unfit images and copies among
@@ -9,6 +10,7 @@ A third set, as many drawn at random from the unique images, tells cleaning from
 """
 
 import argparse
+import json
 import random
 import tempfile
 from collections.abc import Iterator
@@ -79,14 +81,19 @@ def main() -> None:
     """Train, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--runs", nargs="+", default=["sscd"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
     text = ["Printed by `python -m benchmarks.curated_training`; its first lines say what is compared.", ""]
-    for line in lines(options.work / "data-thumbnail", options.seeds):
-        text.append(line)
-        print(line, flush=True)
-    RESULTS.write_text("\n".join(text) + "\n")
+    for run in options.runs:
+        data = options.work / f"data-{run}"
+        embedder = json.loads((data / "embed/record.json").read_text())["params"]["semantic"]
+        about = Path(embedder["path"]).name if "path" in embedder else "the bootstrapped network"
+        for line in (f"Copies found by {run}, seeds' neighbours by {about}:", "", *lines(data, options.seeds), ""):
+            text.append(line)
+            print(line, flush=True)
+        RESULTS.write_text("\n".join(text))
 
 
 if __name__ == "__main__":
