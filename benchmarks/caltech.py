@@ -40,7 +40,7 @@ from dinov2.train.objective import backbone_of
 from dinov2.train.params import TrainParams
 from dinov2.train.student_teacher import StudentTeacher
 
-RECIPE = Path("benchmarks/recipes/few-steps.yaml")
+RECIPE = Path("presets/few-steps.yaml")
 RESULTS = Path("benchmarks/results/caltech.md")
 HELD_OUT_EVERY = 5
 KNN = KnnParams(num_neighbors=[20], reference=20, temperature=0.07)
@@ -255,7 +255,8 @@ def main() -> None:
     asked = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     whole: dict[str, Any] = read_yaml(asked.recipe)
-    values = changed(whole["pretrain"], asked.set)
+    values = {name: value for name, value in whole["pretrain"].items() if name != "sources"}  # Caltech is the source
+    values = changed(values, asked.set)
     source, held_out = split(FolderSource(asked.images))
     exam = Exam(source, held_out, values["crops"]["global_size_px"])
     lines = [

@@ -3,10 +3,11 @@
 Run:   python -m benchmarks.curated_training --work DIR [--runs sscd thumbnail] [--seeds 0 1 2]
        (after benchmarks.planted with that DIR; a run is known by the copy descriptors it had there)
 
-Both networks see the same recipe (benchmarks/recipes/few-steps.yaml, NUM_STEPS steps) and the same number of different
+Both networks see the same recipe (presets/few-steps.yaml, NUM_STEPS steps) and the same number of different
 images: what retrieve chose, and as many drawn at random from all that download stored, unfit images and copies among
 them (those that do not decode are skipped, as ever). Judged by k-NN (CLS, k 10) from the seeds to the held-out images.
-A third set, as many drawn at random from the unique images, tells cleaning from choosing.
+The raw pool also has images that copy held-out ones, which curation takes out: a third set is drawn from the raw pool
+without those. A fourth, drawn from the unique images, tells cleaning from choosing.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,25 @@ from dinov2.store import Store, StoreParams
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/curated_training.md"
 NUM_STEPS = 300
-SETS = {"curated": "retrieve", "raw pool": "download", "unique pool": "dedup"}
+SETS = {  # the stage whose images are drawn from
+    "curated": "retrieve",
+    "raw pool": "download",
+    "raw pool without held-out copies": "download",
+    "unique pool": "dedup",
+}
 
 
-def drawn(manifest: Path, num: int, seed: int) -> list[dict[str, Any]]:
+def held_out_copies(data: Path) -> set[str]:
+    """Ids of the images that dedup took out as copies of held-out ones, before faces were blurred."""
+    removed = pq.read_table(data / "dedup/removed.parquet").to_pylist()
+    ids = {row["id"] for row in removed if row["reason"].startswith("evaluation_copy")}
+    kept = pq.read_table(data / "filter/manifest.parquet").to_pylist()
+    return ids | {row["source_id"] for row in kept if row["id"] in ids}
+
+
+def drawn(manifest: Path, without: set[str], num: int, seed: int) -> list[dict[str, Any]]:
     """`num` rows of a manifest, in its order."""
-    rows = pq.read_table(manifest).to_pylist()
+    rows = [row for row in pq.read_table(manifest).to_pylist() if row["id"] not in without]
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(num, len(rows))))
     return [{name: rows[place].get(name) for name in CURATED.names} for place in chosen]
 
@@ -42,8 +57,8 @@ def drawn(manifest: Path, num: int, seed: int) -> list[dict[str, Any]]:
 def judged(data: Path, manifest: list[dict[str, Any]], seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """Metrics of the untrained and of the trained network of a seed."""
     params: dict[str, Any] = read_yaml(ROOT / "params.yaml")
-    recipes: dict[str, Any] = read_yaml(ROOT / "benchmarks/recipes/few-steps.yaml")
-    recipe = {**recipes["pretrain"], "seed": seed, "num_steps": NUM_STEPS, "sources": params["pretrain"]["sources"]}
+    recipes: dict[str, Any] = read_yaml(ROOT / "presets/few-steps.yaml")
+    recipe = {**recipes["pretrain"], "seed": seed, "num_steps": NUM_STEPS}
     (folder / "set").mkdir(parents=True)
     write_table(folder / "set/manifest.parquet", CURATED, manifest)
     backbone = folder / "backbone"
@@ -68,9 +83,10 @@ def lines(data: Path, seeds: list[int]) -> Iterator[str]:
     yield "|---|" + "---|" * (len(SETS) + 1)
     for seed in seeds:
         cells, random_top1 = [], 0.0
-        for stage in SETS.values():
+        for name, stage in SETS.items():
+            without = held_out_copies(data) if "without" in name else set[str]()
             with tempfile.TemporaryDirectory() as folder:
-                manifest = drawn(data / stage / "manifest.parquet", num, seed)
+                manifest = drawn(data / stage / "manifest.parquet", without, num, seed)
                 found = judged(data, manifest, seed, Path(folder))
             cells.append(f"{100 * found['trained']['knn_top1']:.1f}")
             random_top1 = found["random"]["knn_top1"]
@@ -90,7 +106,8 @@ def main() -> None:
         data = options.work / f"data-{run}"
         embedder = json.loads((data / "embed/record.json").read_text())["params"]["semantic"]
         about = Path(embedder["path"]).name if "path" in embedder else "the bootstrapped network"
-        for line in (f"Copies found by {run}, seeds' neighbours by {about}:", "", *lines(data, options.seeds), ""):
+        heading = [f"Copies found by {run}, seeds' neighbours by {about}:", ""]
+        for line in chain(heading, lines(data, options.seeds), [""]):
             text.append(line)
             print(line, flush=True)
         RESULTS.write_text("\n".join(text))

@@ -128,7 +128,7 @@ def removals(data: Path) -> dict[str, str]:
 
 def filter_table(planted: Planted, gone: dict[str, str]) -> Iterator[str]:
     """Recall and precision of each reason that junk should go for."""
-    yield "| planted | number | expected | recall % | gone at all % | gone for this reason | planted for it % of these |"
+    yield "| planted | number | expected | recall % | gone at all % | gone for this | of these planted for it % |"
     yield "|---|---|---|---|---|---|---|"
     for kind, reason in REASON.items():
         urls = [url for url, its in planted.kinds.items() if its == kind]
