@@ -58,7 +58,7 @@ def write_inputs(folder: Path, vectors: NDArray[np.float16]) -> None:
 
 
 def ours(folder: Path, method: str, precision: str, cosine: float) -> dict[str, Any]:
-    """The parts of the stage; its pairs stay in `folder`/work/join."""
+    """The parts of the stage; its pairs stay in work/join of `folder`."""
     values = {
         "min_cosine": cosine, "evaluation_sets": {"held_out": {"folder": "", "min_cosine": 0.99}}, "method": method,
         "min_recall": MIN_RECALL, "sample_rows": 2048, "seed": 0, "block_rows": BLOCK_ROWS, "device": "cpu",
@@ -78,7 +78,7 @@ def ours(folder: Path, method: str, precision: str, cosine: float) -> dict[str, 
 
 
 def faiss_flat(folder: Path, cosine: float) -> dict[str, Any]:
-    """IndexFlatIP, k = 64, without the row itself; its pairs go to `folder`/work/join."""
+    """IndexFlatIP, k = 64, without the row itself; its pairs go to work/join of `folder`."""
     import faiss
 
     from dinov2.curation.dedup.pairs import save_pairs

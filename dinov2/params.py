@@ -5,6 +5,7 @@ derive from `Params`. The file is the run: nothing is filled in, nothing is chan
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,3 +75,13 @@ def _explain(kind: str, message: str, value: object) -> str:
     if kind == "extra_forbidden":
         return f"is not a known key (its value is {value!r}); remove it or mend its spelling"
     return f"{message[0].lower()}{message[1:]}, but it is {value!r}; change it"
+
+
+def flatten(values: object, prefix: str = "") -> dict[str, object]:
+    """Nested mappings as {dotted.key: value}; lists stay whole."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

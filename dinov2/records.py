@@ -8,7 +8,8 @@ were dropped; it holds nothing that differs between two runs of the same params 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,21 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
 
     Raises InputError if the file is absent, cut short, or of another schema.
     """
-    try:
+    with opening(path):
         table = pq.read_table(path)
+    check_columns(path, table.schema, schema)
+    return table.select(schema.names).to_pylist()
+
+
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Raises InputError in place of what pyarrow raises for a table that is absent or cut short."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
-    check_columns(path, table.schema, schema)
-    return table.select(schema.names).to_pylist()
 
 
 def check_columns(path: Path, found: pa.Schema, schema: pa.Schema) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dinov2.params import InputError
-from dinov2.records import check_columns
+from dinov2.records import check_columns, opening
 
 BATCH_ROWS = 65_536
 GROUP_BYTES = 64 << 20  # of text: a data: URI is long
@@ -21,12 +20,8 @@ def open_table(path: Path, schema: pa.Schema | None = None) -> Iterator[pq.Parqu
 
     Raises InputError if it is absent, cut short, or of another schema.
     """
-    try:
+    with opening(path):
         table = pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
     with table:
         if schema is not None:
             check_columns(path, table.schema_arrow, schema)

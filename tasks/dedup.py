@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dinov2.curation.dedup.pairs import PairFiles
     from dinov2.curation.dedup.plan import Plan
     from dinov2.curation.dedup.recall import Recall
-    from dinov2.curation.dedup.rows import Rows
+    from dinov2.curation.descriptors import Rows
 
 VERSION = 2
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def count_blocks(params: DedupParams, *, embed: Path) -> int:
 
 
 def look(
-    part: int, params: DedupParams, *, filter: Path, embed: Path, work: Path, store: Store  # noqa: A002
+    part: int, params: DedupParams, *, filter: Path, embed: Path, work: Path, store: Store
 ) -> None:
     """Compare a block with the evaluation images and with the sampled rows, exactly."""
     # imported in the job, not in the submitting process
@@ -101,8 +101,8 @@ def look(
     from dinov2.curation.dedup.join import EXACT, pairs_above
     from dinov2.curation.dedup.pairs import save_array, save_pairs
     from dinov2.curation.dedup.products import engine
-    from dinov2.curation.dedup.rows import open_rows
     from dinov2.curation.dedup.verdicts import check_inputs
+    from dinov2.curation.descriptors import open_rows
 
     if part == 0:
         check_inputs(embed, filter)
@@ -110,7 +110,7 @@ def look(
     block, products = rows.read(start, start + params.block_rows), engine(params.device, params.precision)
     thresholds = np.array([one.min_cosine for one in params.evaluation_sets.values()])
     own = thresholds[set_of_each(embed, _folders(params))]
-    held_out = open_rows(embed, ["evaluation"], store)
+    held_out = open_rows(embed, ["evaluation"], "copy", store)
     contacts = contacts_of(block, held_out, own, products, at_once=params.block_rows)
     save_pairs(work / "contacts" / f"{part:06d}.npy", contacts, first=start)
     chosen = _sampled(params, rows)
@@ -205,7 +205,7 @@ PHASES = (
 )
 
 
-def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path, store: Store) -> Summary:  # noqa: A002
+def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path, store: Store) -> Summary:
     """Group the pairs that the parts found; write who stays and who goes, and why."""
     import numpy as np
 
@@ -273,9 +273,9 @@ def _folders(params: DedupParams) -> dict[str, str]:
 
 
 def _rows(embed: Path, store: Store) -> "Rows":
-    from dinov2.curation.dedup.rows import open_rows
+    from dinov2.curation.descriptors import open_rows
 
-    return open_rows(embed, IMAGES, store)
+    return open_rows(embed, IMAGES, "copy", store)
 
 
 def _sampled(params: DedupParams, rows: "Rows") -> "NDArray[np.int64]":

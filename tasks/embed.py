@@ -56,7 +56,7 @@ class EmbedParams(Params):
 def count_blocks(
     params: EmbedParams,
     *,
-    filter: Path,  # noqa: A002 - the stage's name
+    filter: Path,
     seeds: Path,
     evaluation: Path,
     work: Path,
@@ -72,7 +72,7 @@ def embed_block(
     part: int,
     params: EmbedParams,
     *,
-    filter: Path,  # noqa: A002
+    filter: Path,
     bootstrap: Path,
     seeds: Path,
     evaluation: Path,
@@ -108,7 +108,7 @@ def count_one() -> int:
 
 
 def fit_copies(
-    part: int, params: EmbedParams, *, filter: Path, seeds: Path, evaluation: Path, work: Path  # noqa: A002
+    part: int, params: EmbedParams, *, filter: Path, seeds: Path, evaluation: Path, work: Path
 ) -> None:
     """Find repeated images and, for thumbnails, the whitening; into work/fitted/."""
     from dinov2.curation.embed.finish import fit
@@ -123,7 +123,7 @@ def finish_block(
     part: int,
     params: EmbedParams,
     *,
-    filter: Path,  # noqa: A002
+    filter: Path,
     seeds: Path,
     evaluation: Path,
     work: Path,
@@ -154,7 +154,7 @@ PHASES = (
 def run(
     params: EmbedParams,
     *,
-    filter: Path,  # noqa: A002
+    filter: Path,
     bootstrap: Path,
     seeds: Path,
     evaluation: Path,

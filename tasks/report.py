@@ -25,7 +25,7 @@ def run(
     *,
     crawl: Path,
     download: Path,
-    filter: Path,  # noqa: A002 - the stage's name
+    filter: Path,
     bootstrap: Path,
     embed: Path,
     dedup: Path,

@@ -74,7 +74,7 @@ def run(
     params: RetrieveParams,
     *,
     download: Path,
-    filter: Path,  # noqa: A002 - the stage's name
+    filter: Path,
     dedup: Path,
     embed: Path,
     out: Path,

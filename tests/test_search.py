@@ -36,6 +36,19 @@ def test_top_k_of_equal_keys_takes_the_first() -> None:
     np.testing.assert_array_equal(index, [[3, 77, 120, 149]])
 
 
+def test_top_k_of_more_equal_keys_than_candidates_takes_the_first() -> None:
+    queries, keys = unit_vectors(9, 16, 6), unit_vectors(180, 16, 7)
+    keys[20:170] = keys[20]
+    queries[[2, 8]] = keys[20]
+    everything = (queries.astype(np.float64)[:, None] * keys.astype(np.float64)).sum(axis=2).astype(np.float32)
+    expected = np.argsort(-everything, axis=1, kind="stable")[:, :5]
+    assert expected[2].tolist() == [20, 21, 22, 23, 24]
+    np.testing.assert_array_equal(top_k(queries, keys, 5)[1], expected)
+    cosine, index = top_k(torch.from_numpy(queries), torch.from_numpy(keys), 5)
+    np.testing.assert_array_equal(index.numpy(), expected)
+    np.testing.assert_array_equal(cosine.numpy(), np.take_along_axis(everything, expected, axis=1))
+
+
 def test_top_k_of_all_keys_is_a_permutation() -> None:
     keys = unit_vectors(60, 8, 3)
     _, index = top_k(keys[:3], keys, 60)

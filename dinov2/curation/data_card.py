@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dinov2.curation.looking.lookup import batches, read_metrics, read_record
 from dinov2.curation.looking.render import rendered
-from dinov2.params import InputError
+from dinov2.params import InputError, flatten
 
 FUNNEL = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
 STAGES = (*FUNNEL[:3], "bootstrap", *FUNNEL[3:])
@@ -68,7 +68,7 @@ def data_card(outputs: Mapping[str, Path]) -> str:
     params = {stage: record["params"] for stage, record in records.items()}
     steps = [_step(stage, records[stage]) for stage in FUNNEL if stage in records]
     return rendered(
-        "data_card.md.j2", filters={"cell": _cell, "flat": flatten, "share": _share, "number": _number},
+        "data_card.md.j2", filters={"cell": _cell, "flat": _texts, "share": _share, "number": _number},
         records=records, metrics=metrics, params=params, steps=steps, mixture=_mixture(outputs["retrieve"]),
         gaps=_gaps(steps), opt_outs=_opt_outs(steps), unknown=[stage for stage in FUNNEL if stage not in records],
         limits=list(_limits(params, metrics, steps)), quantiles=QUANTILES,
@@ -162,16 +162,15 @@ def _opt_out_params(params: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {stage: values["opt_out"] for stage, values in params.items() if values.get("opt_out") is not None}
 
 
-def flatten(values: object, prefix: str = "") -> dict[str, str]:
+def _texts(values: object) -> dict[str, str]:
     """Nested values as {dotted.key: text}; null is `off`, as switches are."""
-    if isinstance(values, Mapping):
-        flat: dict[str, str] = {}
-        for key, value in values.items():
-            flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-        return flat
-    if isinstance(values, list):
-        return {prefix: ", ".join(map(str, values)) or "none"}
-    return {prefix: "off" if values is None else str(values) or "(empty)"}
+    return {key: _text(value) for key, value in flatten(values).items()}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "off" if value is None else str(value) or "(empty)"
 
 
 def _cell(value: object) -> str:

@@ -6,16 +6,19 @@ kinds copy and semantic. `<set>.parquet` has their samples (EMBEDDED), row by ro
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 
 from dinov2.params import InputError
 from dinov2.records import MANIFEST, read_table
 from dinov2.store import Store
+from dinov2.tables import num_rows
 
 EMBEDDED = MANIFEST.append(pa.field("path", pa.string()))  # below the seeds or evaluation folder; null in the pool
 
@@ -36,34 +39,92 @@ def read_embedded(embed: Path, name: SetName) -> list[dict[str, Any]]:
     return read_table(embed / f"{name}.parquet", EMBEDDED)
 
 
-def read_descriptors(embed: Path, name: SetName, kind: Kind, store: Store) -> Float[np.ndarray, "n d"]:
-    """All descriptors of a set as float32, made exactly of unit length again after their rounding to float16.
+def open_rows(embed: Path, sets: Sequence[SetName], kind: Kind, store: Store) -> "Rows":
+    """Descriptors of these sets, one after another, mapped into memory.
 
-    Raises InputError if a block is absent or damaged, holds NaN, or if rows and samples don't match.
+    Raises InputError if a block is absent or damaged, if blocks differ in their number of dimensions, or if there are
+    more or fewer rows than samples.
     """
     index = embed / "embeddings.json"
     try:
-        names = json.loads(index.read_text())[name][kind]
+        listed = json.loads(index.read_text())
+        names = [name for part in sets for name in listed[part][kind]]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{index} does not list {kind} descriptors of {name} ({error}); run embed again") from error
+        told = ", ".join(sets)
+        raise InputError(f"{index} does not list {kind} descriptors of {told} ({error}); run embed again") from error
     store.check(names, needed_by=index)
-    blocks = [_load(store, blob, needed_by=index) for blob in names]
-    vectors = np.concatenate(blocks).astype(np.float32) if blocks else np.empty((0, 1), np.float32)
-    num_rows = len(read_embedded(embed, name))
-    if len(vectors) != num_rows:
-        raise InputError(f"{index}: {len(vectors)} {kind} descriptors for {num_rows} images of {name}; run embed again")
-    lengths = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))  # NaN is wrong too
-    if len(wrong):
+    blocks = [_map(store.local(name), needed_by=index) for name in names]
+    shapes = {block.shape[1:] for block in blocks if len(block)}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        raise InputError(f"{index}: {kind} descriptors of {', '.join(sets)} have several sizes; run embed again")
+    rows, num_images = Rows(blocks), sum(num_rows(embed / f"{name}.parquet") for name in sets)
+    if len(rows) != num_images:
         raise InputError(
-            f"{index}: {len(wrong)} {kind} descriptors of {name} are not of unit length "
-            f"(row {wrong[0]}: {lengths[wrong[0]]}); run embed again"
+            f"{index}: {len(rows)} {kind} descriptors for {num_images} images of {', '.join(sets)}; run embed again"
         )
-    return vectors / lengths[:, None]
+    return rows
 
 
-def _load(store: Store, blob: str, *, needed_by: Path) -> Float[np.ndarray, "n d"]:
+def _map(file: Path, *, needed_by: Path) -> NDArray[np.floating]:
     try:
-        return np.load(store.local(blob), allow_pickle=False)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputError(f"{needed_by}: blob {blob} is damaged ({error}); delete it and run embed again") from error
+        sentence = f"{needed_by}: blob {file.name} is damaged ({error}); delete it and run embed again"
+        raise InputError(sentence) from error
+
+
+def is_unit(lengths: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Whether rows of these lengths were of length 1 before their rounding to float16; NaN was not."""
+    return np.abs(lengths - 1) < LENGTH_TOLERANCE
+
+
+def unit_rows(raw: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Float32 rows made exactly of unit length again after their rounding to float16; zeros for those that are not."""
+    vectors = raw.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
+        wrong = ~is_unit(lengths)
+    vectors[wrong], lengths[wrong] = 0, 1
+    vectors /= lengths[:, None]
+    return vectors
+
+
+class Rows:
+    """Blocks of descriptors, one after another. Memory is that of what is asked for.
+
+    A row that can't be compared (NaN, infinite, or not of unit length) reads as zeros, which are similar to nothing.
+    """
+
+    def __init__(self, blocks: Sequence[NDArray[np.floating]]) -> None:
+        self.blocks = [block for block in blocks if len(block)]
+        self.starts = np.cumsum([0, *(len(block) for block in self.blocks)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def dims(self) -> int:
+        """Numbers a row; 1 where there is none."""
+        return self.blocks[0].shape[1] if self.blocks else 1
+
+    def read(self, start: int, stop: int) -> Float[np.ndarray, "n d"]:
+        """Rows from `start` to before `stop`."""
+        found = np.empty((max(0, min(stop, len(self)) - start), self.dims), np.float32)
+        for block, first in zip(self.blocks, self.starts, strict=False):
+            low, high = max(start, first), min(start + len(found), first + len(block))
+            if low < high:
+                found[low - start : high - start] = unit_rows(block[low - first : high - first])
+        return found
+
+    def take(self, index: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+        """Rows by number, in that order."""
+        return unit_rows(self.stored(index))
+
+    def stored(self, index: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+        """Rows by number as they are stored, whatever they hold."""
+        found = np.empty((len(index), self.dims), self.blocks[0].dtype if self.blocks else np.float16)
+        home = np.searchsorted(self.starts, index, side="right") - 1
+        for number in np.unique(home):
+            here = np.flatnonzero(home == number)
+            found[here] = self.blocks[number][index[here] - self.starts[number]]
+        return found

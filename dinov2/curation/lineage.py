@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         story = trace(options.data, options.id)
-        print(as_text(story))  # noqa: T201 - a command's answer
+        sys.stdout.write(as_text(story) + "\n")
         if options.thumbnails:
             store = Store(load_section(options.params, "store", StoreParams))
             with Album(store, {stage: options.data / stage for stage in STAGES}, THUMBNAIL_PX) as album:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from dinov2.params import flatten
 from dinov2.report.figures import Curve, draw_curves, read_curve
 from dinov2.report.funnel import read_funnel, read_record
 from dinov2.report.params import ReportParams
@@ -170,7 +171,7 @@ def _stage_notes(outputs: Mapping[str, Path], params: ReportParams) -> list[Stag
                 name = stage if place == folder else f"{stage}@{place.name}"
                 metrics = json.loads((place / "metrics.json").read_text()) if (place / "metrics.json").exists() else {}
                 link = _mlflow_link(params.mlflow_url, name)
-                notes.append(StageNote(name, record["version"], flatten(record["params"]), metrics, link))
+                notes.append(StageNote(name, record["version"], _texts(record["params"]), metrics, link))
     return notes
 
 
@@ -180,14 +181,9 @@ def _mlflow_link(address: str, run: str) -> str | None:
     return f"{address}?searchFilter={search}" if address else None
 
 
-def flatten(values: object, prefix: str = "") -> dict[str, str]:
-    """Nested values as {dotted.key: text}; lists of plain values stay on one line."""
-    if isinstance(values, Mapping):
-        flat: dict[str, str] = {}
-        for key, value in values.items():
-            flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-        return flat
-    return {prefix: json.dumps(values) if not isinstance(values, str) else values}
+def _texts(params: object) -> dict[str, str]:
+    """Params as {dotted.key: text}."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()}
 
 
 def percent(share: float) -> str:

@@ -17,6 +17,7 @@ from dinov2.data.loader import Loader
 from dinov2.data.masking import max_masked
 from dinov2.data.sources import Source
 from dinov2.distributed import rank, world_size
+from dinov2.gpus import peak_tflops
 from dinov2.heap import keep_heap
 from dinov2.train.checkpoint import Checkpoints
 from dinov2.train.flops import flops_per_step
@@ -28,7 +29,6 @@ from dinov2.train.objective import Batch, architecture_of
 from dinov2.train.outcomes import DivergedError, Outcomes, Progress, Watch
 from dinov2.train.parallelize import parallelize
 from dinov2.train.params import RecipeParams
-from dinov2.train.plan import peak_tflops
 from dinov2.train.schedules import values_at
 from dinov2.train.step import Optimisers, build_optimisers, take_step
 from dinov2.train.watchdog import Watchdog

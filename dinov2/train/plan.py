@@ -9,6 +9,7 @@ from math import ceil
 from typing import NamedTuple
 
 from dinov2.data.params import images_of_process
+from dinov2.gpus import GPU, GPUS
 from dinov2.params import InputError
 from dinov2.train.flops import OURS, StepFlops, flops_per_step
 from dinov2.train.memory import Holdings, Memory, checkpoint_bytes, memory_of_process
@@ -19,24 +20,6 @@ GIB = 2**30
 RESERVE_GIB = 5.0
 """Assumed for what memory.py does not count: CUDA's context, NCCL's buffers, a fragmented heap."""
 RECOMPUTE = ("none", "pointwise", "block")
-
-
-class GPU(NamedTuple):
-    """A kind of GPU as its data sheet has it."""
-
-    name: str
-    peak_tflops: float
-    """bf16, dense."""
-    memory_gib: float
-    """As PyTorch sees it."""
-
-
-GPUS = (GPU("A100 80 GB", 312.0, 79.0), GPU("H100 80 GB", 989.0, 79.0), GPU("H200", 989.0, 139.0))
-
-
-def peak_tflops(device_name: str) -> float | None:
-    """bf16 peak of the GPU that CUDA calls so (`NVIDIA H200`); None if its data sheet is not in GPUS."""
-    return next((gpu.peak_tflops for gpu in GPUS if gpu.name.split()[0] in device_name), None)
 
 
 class Assumptions(NamedTuple):
@@ -104,9 +87,9 @@ def plan_training(
         return
     again = flops_per_step(recipe, architecture, num_processes=num_processes, counting=OURS._replace(recompute="block"))
     done = flops.total + (again.executed - flops.executed if how.recompute == "block" else 0)
-    seconds = {gpu: done / (num_processes * gpu.peak_tflops * 1e12 * assumed.mfu) for gpu in GPUS}
+    seconds = {gpu: done / (num_processes * gpu.peak_tflops * 1e12 * assumed.mfu) for gpu in GPUS.values()}
     hours = {gpu: step_s * recipe.num_steps / 3600 for gpu, step_s in seconds.items()}
-    fits = {gpu: _fit(gpu, memories, how) for gpu in GPUS}
+    fits = {gpu: _fit(gpu, memories, how) for gpu in GPUS.values()}
     yield f"time        at an assumed MFU of {assumed.mfu:g}; memory with {RESERVE_GIB:g} GiB assumed for CUDA and NCCL"
     yield from _table(seconds, hours, fits, limit_h=launched.timeout_min / 60, num_processes=num_processes)
 

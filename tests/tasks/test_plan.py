@@ -63,6 +63,6 @@ def test_plan_of_the_curation_takes_machines_from_launch_and_numbers_from_option
     done = plan(tmp_path, "dedup", "--params", preset, "--images", "2e6", "--seeds", "1")
     assert done.returncode == 0, done.stderr
     assert "2,000,000, of an assumed 110 kB" in done.stdout
-    assert "64 nodes of 12 cores and 1 A100 of 80 GB; 64 processes" in done.stdout
+    assert "64 nodes of 12 cores and 1 A100 80 GB; 64 processes" in done.stdout
     assert "2e+15 FLOP" in done.stdout  # of the join
     assert plan(tmp_path, "embed", "--params", preset, "--gpus", "-1").returncode == 2

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from dinov2.gpus import peak_tflops
 from dinov2.models.params import HeadParams, released_params
 from dinov2.params import InputError, read_yaml, validate
 from dinov2.train.objective import build_network, local_part
 from dinov2.train.params import Architecture, EfficiencyParams
-from dinov2.train.plan import Assumptions, Launched, peak_tflops, plan_training
+from dinov2.train.plan import Assumptions, Launched, plan_training
 from dinov2.train.rehearse import build_sharded, rehearse_holdings
 from tasks.pretrain import PretrainParams
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinov2.curation.costs.rates import Rates, read_rates
-from dinov2.curation.costs.sizes import GPUS, Assumed, Machines, Sizes, read_sizes
+from dinov2.curation.costs.sizes import Assumed, Machines, Sizes, read_sizes
 from dinov2.curation.costs.stages import STAGES, Work
+from dinov2.gpus import GPUS
 
 MAX_WORKERS = 64  # elements of a job array
 LATER = ("embed", "dedup", "retrieve")
@@ -131,7 +132,7 @@ def _jobs(machines: Machines) -> str:
 def _gpus(machines: Machines, assumed: Assumed) -> str:
     if not machines.gpus:
         return "no GPU"
-    return f"{machines.gpus} {assumed.gpu} of {GPUS[assumed.gpu].memory_gb:g} GB"
+    return f"{machines.gpus} {GPUS[assumed.gpu].name}"
 
 
 def _amounts(work: Work) -> str:

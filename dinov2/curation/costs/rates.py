@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from dinov2.curation.costs.sizes import GPUS, Assumed
+from dinov2.curation.costs.sizes import Assumed
+from dinov2.gpus import GPUS
 from dinov2.params import InputError
 
 TABLE = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "curation_rates.md"
@@ -48,7 +49,7 @@ def read_rates(assumed: Assumed) -> Rates:
         "embed": f"{measured}: {decoded:,.0f} images decoded for embedding {at}",
         "dedup": f"{measured}: {table['dedup']:,.0f} GFLOP/s a core that does the exact join",
         "cores": f"{measured}: {table['fp32']:,.0f} GFLOP/s of products a core",
-        "GPUs": f"assumed, as no GPU was at hand: {assumed.peak_share:g} of the {gpu.tflops:g} TFLOP/s that the "
+        "GPUs": f"assumed, as no GPU was at hand: {assumed.peak_share:g} of the {gpu.peak_tflops:g} TFLOP/s that the "
         f"{assumed.gpu}'s data sheet has",
         "storage": f"assumed: the store gives and takes {assumed.storage_gb_s:g} GB/s a node",
         "network": f"assumed: {assumed.network_gbit:g} Gbit/s a node from the public network, and hosts that give it",
@@ -56,7 +57,7 @@ def read_rates(assumed: Assumed) -> Rates:
     return Rates(
         crawl=table["crawl"], download=table["download"], filter=looked, embed=decoded,
         join_flops=table["dedup"] * 1e9, core_flops=table["fp32"] * 1e9,
-        gpu_flops=gpu.tflops * 1e12 * assumed.peak_share, network=assumed.network_gbit * 1e9 / 8,
+        gpu_flops=gpu.peak_tflops * 1e12 * assumed.peak_share, network=assumed.network_gbit * 1e9 / 8,
         storage=assumed.storage_gb_s * 1e9, sources=sources,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ validated by whoever asks for the plan. A value that a stage's params do not hav
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dinov2.gpus import GPUS
 from dinov2.params import InputError, read_yaml
 
 SSCD_DIMS = 512
@@ -14,17 +15,6 @@ SSCD_GFLOP_PER_MP = 164.0
 """ResNet-50: 4.1 G multiplications at 224 x 224, two operations each, in proportion to the pixels."""
 THUMBNAIL_GFLOP = 0.001
 LONGER_SIDE = 4 / 3  # of the shorter one, to which SSCD scales an image
-
-
-class GPU(NamedTuple):
-    """A kind of GPU as its data sheet has it."""
-
-    tflops: float
-    """Dense products in bf16."""
-    memory_gb: float
-
-
-GPUS = {"A100": GPU(312.0, 80.0), "H100": GPU(989.0, 80.0), "H200": GPU(989.0, 141.0)}
 
 
 class Assumed(NamedTuple):

@@ -63,7 +63,7 @@ def download(sizes: Sizes, rates: Rates) -> list[Work]:
     ]  # fmt: skip
 
 
-def filter(sizes: Sizes, rates: Rates) -> list[Work]:  # noqa: A001 - the stage's name
+def filter(sizes: Sizes, rates: Rates) -> list[Work]:
     """Every image is decoded and looked at once; hashes are compared by the job that gathers."""
     a = sizes.assumed
     part = min(sizes.filter_rows or a.images, a.images)

@@ -16,7 +16,7 @@ from dinov2.curation.dedup.join import EXACT, Pairs, merged, pairs_above
 from dinov2.curation.dedup.pairs import save_array
 from dinov2.curation.dedup.products import Engine
 from dinov2.curation.dedup.recall import sampled_rows
-from dinov2.curation.dedup.rows import Rows
+from dinov2.curation.descriptors import Rows
 
 NUM_VISITS = (1, 2, 4, 8, 16, 32, 64)
 LOAD_ROWS = 4096

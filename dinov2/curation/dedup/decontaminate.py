@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from dinov2.curation.dedup.join import EXACT, Pairs, merged, pairs_above
 from dinov2.curation.dedup.products import Engine
-from dinov2.curation.dedup.rows import Rows
+from dinov2.curation.descriptors import Rows
 from dinov2.params import InputError
 from dinov2.tables import read_batches
 

@@ -24,7 +24,7 @@ from dinov2.curation.dedup.join import EXACT, VERIFY_DIMS, Screen, merged
 from dinov2.curation.dedup.pairs import load_pairs
 from dinov2.curation.dedup.recall import Recall, recall, sampled_rows
 from dinov2.curation.dedup.rotation import MAX_DIMS, encode, random_frame, score_for
-from dinov2.curation.dedup.rows import Rows
+from dinov2.curation.descriptors import Rows
 from dinov2.records import write_json
 
 log = logging.getLogger(__name__)

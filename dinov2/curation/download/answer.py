@@ -8,7 +8,7 @@ import asyncio
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Annotated
@@ -92,13 +92,11 @@ class Answer:
         if self.header("content-encoding").strip().lower() not in ("", "identity"):
             raise NoImageError("content_encoding")  # we asked for none: a bomb, or a server that heeds nothing
         self.is_body_begun = True
-        spool = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(self._folder))  # noqa: SIM115 - closed by who asks
-        try:
+        with ExitStack() as stack:
+            spool = stack.enter_context(tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(self._folder)))
             await self._copy(spool, max_bytes, is_wanted)
-        except BaseException:
-            spool.close()
-            raise
-        spool.seek(0)
+            spool.seek(0)
+            stack.pop_all()  # whoever asks closes it
         return spool
 
     async def _copy(self, spool: IO[bytes], max_bytes: int, is_wanted: Callable[[bytes], bool]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2.curation.descriptors import open_rows
 from dinov2.curation.looking.chart import Chart, histogram
 from dinov2.curation.looking.lookup import batches, rows_at, rows_with
 from dinov2.curation.looking.near import Blocks, nearest
@@ -69,9 +70,9 @@ def borderlines(
 ) -> list[Borderline]:
     """A part for every threshold; all compare the same sample of the pool."""
     pool = Blocks(embed, "pool", "copy", store, max_rows=params.max_rows, seed=params.seed)
-    held_out = Blocks(embed, "evaluation", "copy", store, max_rows=params.max_rows, seed=params.seed)
+    held_out = open_rows(embed, ["evaluation"], "copy", store)
     sampled = pool.draw_rows(params.num_sampled, params.seed)
-    vectors = pool.take(sampled)
+    vectors = pool.rows.take(sampled)
     parts = []
     for threshold in asked:
         if threshold.folder is None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from dinov2.params import InputError
+from dinov2.records import opening
 
 Row = dict[str, Any]
 BATCH_ROWS = 65536
@@ -27,15 +28,13 @@ def batches(table: Path, columns: list[str] | None = None, where: pc.Expression 
     """
     if not table.exists():
         return
-    try:
+    with opening(table):
         source = ds.dataset(table, format="parquet")
         absent = sorted(set(columns or ()) - set(source.schema.names))
         if absent:
             raise InputError(f"{table} has no column '{absent[0]}'; make it again (dvc repro)")
         for batch in source.to_batches(columns=columns, filter=where, batch_size=BATCH_ROWS, use_threads=False):
             yield {name: batch.column(name) for name in batch.schema.names}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{table} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
 
 
 def rows(table: Path, where: pc.Expression | None = None, columns: list[str] | None = None) -> Iterator[Row]:
@@ -61,11 +60,6 @@ def rows_at(table: Path, places: Collection[int]) -> list[Row]:
         found += [{name: values[i] for name, values in columns.items()} for i in range(len(here))]
         start += size
     return found
-
-
-def column_names(table: Path) -> list[str]:
-    """Its columns; none if there is no table."""
-    return ds.dataset(table, format="parquet").schema.names if table.exists() else []
 
 
 def num_rows(table: Path, where: pc.Expression | None = None) -> int:

@@ -4,7 +4,6 @@ Memory is that of the queries and one block, whatever the number of images. Wher
 wants looked at, whole blocks are drawn by a seed, and what is found is of those. Imports no torch.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,59 +11,43 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from dinov2.curation.descriptors import Kind, SetName
-from dinov2.params import InputError
+from dinov2.curation.descriptors import Kind, SetName, open_rows
+from dinov2.search import top_k
 from dinov2.store import Store
 
 Block = tuple[int, NDArray[np.float32]]  # number of its first row, unit-length rows
-ROWS = 16384  # of a block, multiplied at once
+ROWS = 16384  # of a block, looked at together
 
 
 class Blocks:
     """The descriptors of a set, or of whole blocks drawn from it; rows are numbered as in the set's table."""
 
     def __init__(self, embed: Path, name: SetName, kind: Kind, store: Store, *, max_rows: int, seed: int) -> None:
-        index = embed / "embeddings.json"
-        try:
-            names = json.loads(index.read_text())[name][kind]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{index} does not list {kind} descriptors of {name} ({error}); run embed again"
-            ) from error
-        store.check(names, needed_by=index)
-        self._arrays = [np.load(store.local(blob), mmap_mode="r", allow_pickle=False) for blob in names]
-        sizes = np.array([len(array) for array in self._arrays], np.int64)
-        self._starts = np.cumsum(sizes) - sizes
-        self.num_rows = int(sizes.sum())
-        self.chosen = self._draw(sizes, max_rows, seed)
-        self.num_chosen = int(sizes[self.chosen].sum())
+        """Raises InputError as `open_rows`."""
+        self.rows = open_rows(embed, [name], kind, store)
+        self._sizes = np.diff(self.rows.starts)
+        self.chosen = self._draw(max_rows, seed)
+        self.num_chosen = int(self._sizes[self.chosen].sum())
 
-    @staticmethod
-    def _draw(sizes: NDArray[np.int64], max_rows: int, seed: int) -> list[int]:
+    def _draw(self, max_rows: int, seed: int) -> list[int]:
         """All blocks, or the first of a drawn order until `max_rows` are reached; in the set's order."""
-        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(sizes))
-        before = np.cumsum(sizes[order]) - sizes[order]
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(self._sizes))
+        before = np.cumsum(self._sizes[order]) - self._sizes[order]
         return sorted(order[before < max_rows].tolist())
 
     def __iter__(self) -> Iterator[Block]:
         for block in self.chosen:
-            for row in range(0, len(self._arrays[block]), ROWS):
-                yield int(self._starts[block]) + row, _unit(self._arrays[block][row : row + ROWS])
+            start, end = self.rows.starts[block : block + 2].tolist()
+            for row in range(start, end, ROWS):
+                yield row, self.rows.read(row, min(row + ROWS, end))
 
     def draw_rows(self, num: int, seed: int) -> NDArray[np.int64]:
         """`num` row numbers of the chosen blocks, or all, in ascending order."""
         rows = np.random.Generator(np.random.PCG64(seed)).permutation(self.num_chosen)[:num]
-        sizes = np.array([len(self._arrays[block]) for block in self.chosen], np.int64)
+        sizes = self._sizes[self.chosen]
         ends = np.cumsum(sizes)
         place = np.searchsorted(ends, rows, side="right")
-        return np.sort(self._starts[self.chosen][place] + rows - (ends - sizes)[place])
-
-    def take(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
-        """The descriptors of these rows, unit length, float32."""
-        block = np.searchsorted(self._starts, rows, side="right") - 1
-        width = self._arrays[0].shape[1] if self._arrays else 0
-        taken = [self._arrays[b][row - self._starts[b]] for b, row in zip(block.tolist(), rows.tolist(), strict=True)]
-        return _unit(np.array(taken).reshape(-1, width))
+        return np.sort(self.rows.starts[self.chosen][place] + rows - (ends - sizes)[place])
 
 
 def nearest(
@@ -80,22 +63,13 @@ def nearest(
     """
     cosine = np.empty((len(queries), 0), np.float32)
     index = np.empty((len(queries), 0), np.int64)
+    num = k if leave_out is None else k + 1
     for start, block in blocks:
-        products = queries @ block.T
+        found, rows = top_k(queries, block, min(num, len(block)))
+        cosine = np.concatenate([cosine, found], axis=1)
+        index = np.concatenate([index, rows + start], axis=1)
         if leave_out is not None:
-            inside = np.flatnonzero((leave_out >= start) & (leave_out < start + len(block)))
-            products[inside, leave_out[inside] - start] = -np.inf
-        num = min(k, products.shape[1])
-        columns = np.argpartition(-products, num - 1, axis=1)[:, :num]
-        cosine = np.concatenate([cosine, np.take_along_axis(products, columns, axis=1)], axis=1)
-        index = np.concatenate([index, columns + start], axis=1)
+            cosine[index == leave_out[:, None]] = -np.inf
         order = np.lexsort((index, -cosine), axis=1)[:, :k]
         cosine, index = np.take_along_axis(cosine, order, axis=1), np.take_along_axis(index, order, axis=1)
     return np.clip(cosine, -np.inf, 1), index
-
-
-def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows of unit length; one with a number that is not finite is near to nothing, all zeros."""
-    rows = np.array(vectors, np.float32)
-    rows[~np.isfinite(rows).all(axis=1)] = 0
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

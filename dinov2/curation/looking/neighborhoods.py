@@ -78,18 +78,18 @@ def neighborhoods(
     seeds = Blocks(embed, "seeds", "semantic", store, max_rows=num_rows(embed / "seeds.parquet"), seed=params.seed)
     pool = Blocks(embed, "pool", "semantic", store, max_rows=params.max_rows, seed=params.seed)
     shown_rows = rows_at(table, shown)
-    vectors = seeds.take(_rows_in(embed / "seeds.parquet", [row["id"] for row in shown_rows]))
+    vectors = seeds.rows.take(_rows_in(embed / "seeds.parquet", [row["id"] for row in shown_rows]))
     cosine, index = nearest(vectors, pool, params.num_neighbors)
     centroids = np.load(retrieve / CENTROIDS, mmap_mode="r") if (retrieve / CENTROIDS).exists() else None
     panels = _panels(shown_rows, cosine, index, embed=embed, dedup=dedup, retrieve=retrieve)
     if centroids is not None:
         panels = _with_clusters(panels, vectors, index, pool, np.asarray(centroids, np.float32))
     sampled = seeds.draw_rows(params.num_sampled, params.seed)
-    sampled_cosine, sampled_index = nearest(seeds.take(sampled), pool, max(RANKS))
+    sampled_cosine, sampled_index = nearest(seeds.rows.take(sampled), pool, max(RANKS))
     least = choose.get("min_cosine")
     chart = histogram(sampled_cosine[:, 0], {"min_cosine": least} if least is not None and least > -1 else {})
     ranks = _ranks(sampled_cosine, sampled_index, -1.0 if least is None else least)
-    return Neighborhoods(panels, ranks, chart, seeds.num_rows, len(sampled), pool.num_rows, pool.num_chosen)
+    return Neighborhoods(panels, ranks, chart, len(seeds.rows), len(sampled), len(pool.rows), pool.num_chosen)
 
 
 def _evenly(total: int, num: int) -> list[int]:
@@ -161,7 +161,7 @@ def _with_clusters(
 ) -> list[Panel]:
     """The panels with the cluster of every image, the taken and the others."""
     places = np.unique(index)
-    of_row = dict(zip(places.tolist(), (pool.take(places) @ centroids.T).argmax(axis=1).tolist(), strict=True))
+    of_row = dict(zip(places.tolist(), (pool.rows.take(places) @ centroids.T).argmax(axis=1).tolist(), strict=True))
     of_seed = (vectors @ centroids.T).argmax(axis=1).tolist()
     return [
         panel._replace(

@@ -1,6 +1,5 @@
 """Descriptors a block at a time, so that memory is that of a block, whatever the number of images."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from dinov2.curation.descriptors import LENGTH_TOLERANCE, Kind, SetName, read_embedded
+from dinov2.curation.descriptors import Kind, Rows, SetName, is_unit, open_rows, read_embedded
 from dinov2.distributed import all_reduce_sum, rank, world_size
 from dinov2.params import InputError
 from dinov2.store import Store
@@ -55,7 +54,7 @@ def unusable(blocks: Blocks) -> Int[np.ndarray, " r"]:
     for number in own_blocks(blocks):
         rows = rows_of(blocks, number)
         lengths = np.linalg.norm(blocks.take(rows).astype(np.float32), axis=1)
-        wrong[rows[0] : rows[-1] + 1] = torch.from_numpy(~(np.abs(lengths - 1) < LENGTH_TOLERANCE))
+        wrong[rows[0] : rows[-1] + 1] = torch.from_numpy(~is_unit(lengths))
     return np.flatnonzero(all_reduce_sum(wrong).numpy())
 
 
@@ -84,61 +83,31 @@ class InMemory:
 class OnDisk:
     """Descriptors that the stage embed left in the store, float16, of some images in any order."""
 
-    def __init__(self, files: Sequence[Path], starts: Int[np.ndarray, " f"], places: Int[np.ndarray, " n"]) -> None:
-        """`starts` has the number of the first row of each file, `places` the row of each image."""
-        self._files, self._starts, self._places = files, starts, places
+    def __init__(self, rows: Rows, places: Int[np.ndarray, " n"]) -> None:
+        """`places` has the row of each image."""
+        self._rows, self._places = rows, places
 
     def num_rows(self) -> int:
         return len(self._places)
 
     def take(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
-        places = self._places[rows]
-        files = np.searchsorted(self._starts, places, side="right") - 1
-        taken = np.empty((len(rows), self._open(0).shape[1]), np.float16)
-        for file in np.unique(files):
-            mine = files == file
-            taken[mine] = self._open(int(file))[places[mine] - self._starts[file]]
-        return taken
+        return self._rows.stored(self._places[rows])
 
     def subset(self, rows: Int[np.ndarray, " r"]) -> "OnDisk":
-        return OnDisk(self._files, self._starts, self._places[rows])
-
-    def _open(self, number: int) -> np.ndarray:
-        return np.load(self._files[number], mmap_mode="r", allow_pickle=False)
+        return OnDisk(self._rows, self._places[rows])
 
 
 def open_blocks(embed: Path, name: SetName, kind: Kind, rows: Sequence[dict[str, Any]], store: Store) -> OnDisk:
     """Descriptors of the images of `rows`, which are some of the set's.
 
-    Raises InputError if some have none, or if a file is absent or damaged.
+    Raises InputError if some have none, and as `open_rows`.
     """
-    index = embed / "embeddings.json"
-    try:
-        names = json.loads(index.read_text())[name][kind]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{index} does not list {kind} descriptors of {name} ({error}); run embed again") from error
-    store.check(names, needed_by=index)
-    files = [store.local(blob) for blob in names]
-    shapes = [_shape(file, needed_by=index) for file in files]
-    if len({shape[1:] for shape in shapes}) > 1:
-        raise InputError(f"{index}: {kind} descriptors of {name} have several sizes, {shapes}; run embed again")
-    lengths = [shape[0] for shape in shapes]
+    stored = open_rows(embed, [name], kind, store)
     place = {row["id"]: number for number, row in enumerate(read_embedded(embed, name))}
-    if sum(lengths) != len(place):
-        raise InputError(f"{index}: {sum(lengths)} {kind} descriptors for {len(place)} images of {name}; embed again")
     absent = [row["id"] for row in rows if row["id"] not in place]
     if absent:
         raise InputError(
             f"{embed} has no descriptors of {len(absent)} images of {name} (the first: {absent[0]}); "
             "run embed, then dedup, again"
         )
-    starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-    return OnDisk(files, starts, np.array([place[row["id"]] for row in rows], np.int64))
-
-
-def _shape(file: Path, *, needed_by: Path) -> tuple[int, ...]:
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False).shape
-    except (ValueError, EOFError) as error:
-        sentence = f"{needed_by}: blob {file.name} is damaged ({error}); delete it and run embed again"
-        raise InputError(sentence) from error
+    return OnDisk(stored, np.array([place[row["id"]] for row in rows], np.int64))

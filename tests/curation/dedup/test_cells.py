@@ -17,7 +17,7 @@ from dinov2.curation.dedup.cells import (
 )
 from dinov2.curation.dedup.join import EXACT, pairs_above
 from dinov2.curation.dedup.products import NumpyEngine
-from dinov2.curation.dedup.rows import Rows
+from dinov2.curation.descriptors import Rows
 
 BLOCK_ROWS = 70
 

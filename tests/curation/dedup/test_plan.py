@@ -11,7 +11,7 @@ from dinov2.curation.dedup.plan import Method, Sample, choose_plan, load_plan, s
 from dinov2.curation.dedup.products import NumpyEngine
 from dinov2.curation.dedup.recall import sampled_rows
 from dinov2.curation.dedup.rotation import encode
-from dinov2.curation.dedup.rows import Rows
+from dinov2.curation.descriptors import Rows
 
 NUM, DIMS, MIN_COSINE = 3000, 128, 0.6
 

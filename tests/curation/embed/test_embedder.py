@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2.curation.descriptors import EMBEDDED, Kind, SetName, read_descriptors, read_embedded
+from dinov2.curation.descriptors import EMBEDDED, Kind, SetName, open_rows, read_embedded
 from dinov2.curation.embed.embedder import Backbone, Block, lone_threads, middle, one_thread, save_block, unit
 from dinov2.curation.embed.finish import repeated
 from dinov2.curation.params import NetworkParams, OursParams, SSCDParams, ThumbnailParams
@@ -50,6 +50,12 @@ def embed(
         for worker in reversed(range(num_workers)):
             make_parts(phase, values, first=worker, of=num_workers)
     return run(**values)
+
+
+def described(out: Path, name: SetName, kind: Kind, store: Store) -> np.ndarray:
+    """All descriptors of a set."""
+    rows = open_rows(out, [name], kind, store)
+    return rows.read(0, len(rows))
 
 
 class ChannelMeans(torch.nn.Module):
@@ -137,7 +143,7 @@ def test_descriptors_are_aligned_and_of_unit_length(embedded: tuple[Path, Summar
     for name, num in sizes.items():
         assert len(read_embedded(out, name)) == num
         for kind, dims in dimensions.items():
-            vectors = read_descriptors(out, name, kind, store)
+            vectors = described(out, name, kind, store)
             assert vectors.shape == (num, dims)
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 30, {})
@@ -152,7 +158,7 @@ def test_semantic_descriptor_is_the_cls_token(
     crop = center_crop(decode_rgb((inputs["evaluation"] / "b" / "0.jpg").read_bytes()), 32)
     with torch.inference_mode():
         cls = model((crop[None].float() / 255 - 0.5) / 0.2)[0].numpy()
-    found = read_descriptors(embedded[0], "evaluation", "semantic", store)[2]
+    found = described(embedded[0], "evaluation", "semantic", store)[2]
     np.testing.assert_allclose(found, cls / np.linalg.norm(cls), atol=2e-3)
 
 
@@ -251,7 +257,7 @@ def test_rows_whose_bytes_are_not_their_ids_are_left_out(
     assert [(row["id"], row["reason"]) for row in removed] == [
         (rows[4]["id"], "wrong_bytes"), (rows[9]["id"], "unreadable")
     ]
-    assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (28, 24)
+    assert described(tmp_path / "out", "pool", "copy", store).shape == (28, 24)
     assert caplog.text.count(f"shard {rows[4]['shard']} does not hold what the manifest says") == 2  # one a block
 
 
@@ -265,7 +271,7 @@ def test_block_whose_index_does_not_match_the_shard_is_no_hindrance(
     summary = embed(PARAMS, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     assert (summary.num_in, summary.num_kept, summary.dropped) == (30, 23, {"unreadable": 7})
     assert len(json.loads((tmp_path / "out" / "embeddings.json").read_text())["pool"]["copy"]) == 4
-    assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (23, 24)
+    assert described(tmp_path / "out", "pool", "copy", store).shape == (23, 24)
 
 
 def test_repeated_ids_of_the_pool_are_left_out_across_blocks(
@@ -329,7 +335,7 @@ def test_images_without_a_descriptor_are_left_out(
     summary = embed(params, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     assert (summary.num_in, summary.num_kept, summary.dropped) == (31, 30, {"no_descriptor": 1})
     assert writer.rows[0]["id"] not in {row["id"] for row in read_embedded(tmp_path / "out", "pool")}
-    assert read_descriptors(tmp_path / "out", "pool", "copy", store).shape == (30, 3)
+    assert described(tmp_path / "out", "pool", "copy", store).shape == (30, 3)
 
 
 def test_semantic_descriptors_of_a_network_in_a_file(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
@@ -341,7 +347,7 @@ def test_semantic_descriptors_of_a_network_in_a_file(tmp_path: Path, store: Stor
     )  # fmt: skip
     params = PARAMS.model_copy(update={"semantic": network})
     embed(params, inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
-    found = read_descriptors(tmp_path / "out", "evaluation", "semantic", store)[1]
+    found = described(tmp_path / "out", "evaluation", "semantic", store)[1]
     image = decode_rgb((inputs["evaluation"] / "a" / "1.jpg").read_bytes())
     expected = 2 * center_crop(image, 32).float().numpy().mean(axis=(1, 2)) / 255 - 1  # by way of 37 px, too
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=2e-3)
@@ -386,10 +392,10 @@ def test_damaged_descriptors_are_refused(embedded: tuple[Path, Summary], store: 
     out, _ = embedded
     write_table(out / "pool.parquet", EMBEDDED, read_embedded(out, "pool")[1:])
     with pytest.raises(InputError, match="30 copy descriptors for 29 images"):
-        read_descriptors(out, "pool", "copy", store)
+        described(out, "pool", "copy", store)
     write_json(out / "embeddings.json", {})
     with pytest.raises(InputError, match="does not list copy descriptors"):
-        read_descriptors(out, "pool", "copy", store)
+        described(out, "pool", "copy", store)
 
 
 def test_copy_params_are_told_apart_by_kind() -> None:

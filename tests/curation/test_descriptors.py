@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dinov2.curation.dedup.rows import Rows
+from dinov2.curation.descriptors import Rows
 
 
 def test_rows_are_of_unit_length_and_in_their_place() -> None:
