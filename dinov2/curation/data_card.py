@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2.curation.looking.lookup import batches, read_metrics, read_record
-from dinov2.curation.looking.render import rendered
+from dinov2.lookup import batches, read_metrics, read_record
 from dinov2.params import InputError, flatten
+from dinov2.render import rendered
 
 FUNNEL = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
 STAGES = (*FUNNEL[:3], "bootstrap", *FUNNEL[3:])
@@ -68,7 +68,8 @@ def data_card(outputs: Mapping[str, Path]) -> str:
     params = {stage: record["params"] for stage, record in records.items()}
     steps = [_step(stage, records[stage]) for stage in FUNNEL if stage in records]
     return rendered(
-        "data_card.md.j2", filters={"cell": _cell, "flat": _texts, "share": _share, "number": _number},
+        "dinov2.curation.looking", "data_card.md.j2",
+        filters={"cell": _cell, "flat": _texts, "share": _share, "number": _number},
         records=records, metrics=metrics, params=params, steps=steps, mixture=_mixture(outputs["retrieve"]),
         gaps=_gaps(steps), opt_outs=_opt_outs(steps), unknown=[stage for stage in FUNNEL if stage not in records],
         limits=list(_limits(params, metrics, steps)), quantiles=QUANTILES,

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import pyarrow.dataset as ds
 
-from dinov2.curation.looking.album import Album
+from dinov2.album import Album
 from dinov2.curation.looking.borderline import Borderline, borderlines, thresholds
-from dinov2.curation.looking.lookup import Row, num_rows, read_record, sample_by
 from dinov2.curation.looking.neighborhoods import Neighborhoods, neighborhoods
-from dinov2.curation.looking.render import rendered
 from dinov2.curation.params import InspectParams
+from dinov2.lookup import Row, num_rows, read_record, sample_by
 from dinov2.params import InputError, load_section, read_yaml, validate
+from dinov2.render import rendered
 from dinov2.store import Store, StoreParams
 
 STAGES = ("download", "filter", "dedup", "retrieve")
@@ -73,9 +73,9 @@ def inspection_page(
     with Album(store, outputs, params.thumbnail_px, folders) as album:
         album.find(_shown(seeds, lines, groups))
         return rendered(
-            "inspect.html.j2", params=params, size_px=params.thumbnail_px, seeds=seeds, choose=choose,
-            borderlines=lines, groups=groups, missing=missing, photo=album.thumbnail,
-        )
+            "dinov2.curation.looking", "inspect.html.j2", params=params, size_px=params.thumbnail_px, seeds=seeds,
+            choose=choose, borderlines=lines, groups=groups, missing=missing, photo=album.thumbnail,
+        )  # fmt: skip
 
 
 def _params_of(outputs: Mapping[str, Path], stage: str) -> dict[str, Any]:

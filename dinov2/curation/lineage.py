@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from dinov2.curation.looking.album import Album
-from dinov2.curation.looking.render import rendered
+from dinov2.album import Album
 from dinov2.curation.looking.trace import Story, trace
 from dinov2.params import InputError, load_section
+from dinov2.render import rendered
 from dinov2.store import Store, StoreParams
 
 THUMBNAIL_PX = 192
@@ -40,7 +40,7 @@ def as_html(story: Story, album: Album) -> str:
     """The story as one HTML page with thumbnails inlined."""
     album.find({image for image, _ in story.images})
     shown = [(image, about, album.thumbnail(image)) for image, about in story.images]
-    return rendered("lineage.html.j2", story=story, shown=shown)
+    return rendered("dinov2.curation.looking", "lineage.html.j2", story=story, shown=shown)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,9 +4,10 @@ Read from the `record.json` that lies in every stage's output. Numbers are shown
 page says so where they don't add up or where a stage was given other than what the one before it kept.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from dinov2.lookup import read_record
 
 STAGES = {
     "crawl": "image links found in the pages",
@@ -40,12 +41,6 @@ class Step(NamedTuple):
     share_kept: float
     notes: list[str]
     """What a reader should know: counts that don't add up, images that joined on the way."""
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """`record.json` of a stage's output; None where there is none."""
-    path = folder / "record.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def read_funnel(outputs: dict[str, Path]) -> list[Step]:

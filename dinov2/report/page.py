@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from dinov2.album import Album, data_uri
+from dinov2.lookup import read_record
 from dinov2.params import flatten
+from dinov2.render import rendered
 from dinov2.report.figures import Curve, draw_curves, read_curve
-from dinov2.report.funnel import read_funnel, read_record
+from dinov2.report.funnel import read_funnel
 from dinov2.report.params import ReportParams
-from dinov2.report.samples import Album, choices, data_uri, removed_groups
+from dinov2.report.samples import choices, removed_groups
 from dinov2.report.summary import headline, sentences
 from dinov2.report.table import Judged, read_judged
 from dinov2.store import Store
@@ -63,14 +65,14 @@ class Report(NamedTuple):
 
 
 def render(params: ReportParams, outputs: Mapping[str, Path], *, seeds: Path, store: Store) -> Report:
-    """The page of `outputs` (folder by stage name; `evaluate` holds a folder a model). Raises InputError (blobs)."""
+    """The page of `outputs` (folder by stage name; `evaluate` holds a folder a model).
+
+    Raises InputError if a shard that it shows images of is not in the store.
+    """
     missing: list[str] = []
-    album = Album(store, outputs, params.thumbnail_px)
-    try:
+    with Album(store, outputs, params.thumbnail_px, needs_blobs=True) as album:
         removed = removed_groups(outputs, album, params.num_removed_shown)
         chosen = choices(outputs, album, params.num_seeds_shown, params.num_retrieved_shown)
-    finally:
-        album.close()
     made = {path.parent.name for path in outputs["distill"].glob("*/backbone.json")}
     students = [*(name for name in params.models if name in made), *sorted(made - set(params.models))]
     judged = read_judged(outputs["evaluate"], students, params)
@@ -83,15 +85,11 @@ def render(params: ReportParams, outputs: Mapping[str, Path], *, seeds: Path, st
         missing.append("images of what the curation removed")
     if not strips:
         missing.append("PCA pictures")
-    environment = Environment(
-        loader=PackageLoader("dinov2.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, points=points, grouped=grouped, words=words, compact=compact)
-    html = environment.get_template("page.html.j2").render(
+    filters = {"percent": percent, "points": points, "grouped": grouped, "words": words, "compact": compact}
+    html = rendered(
+        "dinov2.report",
+        "page.html.j2",
+        filters=filters,
         params=params,
         about=_about(seeds),
         headline=headline(judged, funnel, params.teacher),

@@ -1,22 +1,13 @@
 """Thumbnails: removed images by reason, each copy beside the image that it copies, and what seeds retrieved."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
 
-from dinov2.data.decode import DecodeError, decode_rgb
+from dinov2.album import Album
 from dinov2.records import CURATED, REMOVED, read_table
-from dinov2.shards import ShardReader
-from dinov2.store import Store
-
-PLACES = pa.schema([("id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
-JPEG_QUALITY = 82
 
 
 class Removed(NamedTuple):
@@ -48,51 +39,6 @@ class Choice(NamedTuple):
     retrieved: list[tuple[str | None, float]]
 
 
-class Album:
-    """Finds images by id in the manifests of all stages and makes thumbnails of them."""
-
-    def __init__(self, store: Store, outputs: Mapping[str, Path], thumbnail_px: int) -> None:
-        self._reader = ShardReader(store)
-        self._size = (thumbnail_px, thumbnail_px)
-        self._rows: dict[str, dict[str, Any]] = {}
-        self.evaluation: set[str] = set()
-        """Ids of the evaluation images."""
-        tables = [outputs["download"] / "manifest.parquet", *sorted(outputs["embed"].glob("*.parquet"))]
-        tables += [outputs["retrieve"] / "manifest.parquet"]
-        for table in tables:
-            if table.exists():
-                for row in read_table(table, PLACES):
-                    if row["shard"] is not None:
-                        self._rows.setdefault(row["id"], row)
-                    else:
-                        self.evaluation.add(row["id"])
-
-    def thumbnail(self, sample_id: str | None) -> str | None:
-        """A JPEG as data URI; None if no stage packed that image or it does not decode. Raises InputError (blob)."""
-        row = self._rows.get(sample_id or "")
-        if row is None:
-            return None
-        try:
-            image = Image.fromarray(decode_rgb(self._reader.read(row)))
-        except DecodeError:
-            return None
-        return data_uri(image, self._size)
-
-    def close(self) -> None:
-        """Close the shards."""
-        self._reader.close()
-
-
-def data_uri(image: Image.Image, size: tuple[int, int] | None = None) -> str:
-    """The image as a JPEG data URI, shrunk to fit into `size`."""
-    copy = image.convert("RGB")
-    if size is not None:
-        copy.thumbnail(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    copy.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) -> list[Group]:
     """A group a stage and reason, of those whose images exist, pairs last; samples are spread over the sorted ids."""
     groups = []
@@ -104,7 +50,9 @@ def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) ->
             members = sorted(
                 (row for row in rows if row["reason"] == reason), key=lambda row: (row["id"], row["url"] or "")
             )
-            samples = [_removed(row, album) for row in evenly(members, num_shown)]
+            shown = evenly(members, num_shown)
+            album.find({image for row in shown for image in (row["id"], _witness(row)) if image})
+            samples = [_removed(row, album) for row in shown]
             if any(sample.image for sample in samples):
                 has_witness = any(_witness(row) for row in members)
                 groups.append(Group(stage, reason, len(members), samples, has_witness))
@@ -113,7 +61,7 @@ def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) ->
 
 def _removed(row: Mapping[str, Any], album: Album) -> Removed:
     witness = _witness(row)
-    return Removed(album.thumbnail(row["id"]), album.thumbnail(witness), row["cosine"], witness in album.evaluation)
+    return Removed(album.thumbnail(row["id"]), album.thumbnail(witness), row["cosine"], album.is_file(witness))
 
 
 def _witness(row: Mapping[str, Any]) -> str | None:
@@ -136,9 +84,13 @@ def choices(outputs: Mapping[str, Path], album: Album, num_seeds: int, num_retri
     by_label: dict[str, str] = {}
     for seed in ranked:
         by_label.setdefault(seeds[seed]["label"] or seed, seed)
+    nearest_of = {
+        seed: sorted(chosen[seed], key=lambda row: (-(row["cosine"] or 0.0), row["id"]))[:num_retrieved]
+        for seed in list(by_label.values())[:num_seeds]
+    }
+    album.find({*nearest_of, *(row["id"] for nearest in nearest_of.values() for row in nearest)})
     shown = []
-    for seed in list(by_label.values())[:num_seeds]:
-        nearest = sorted(chosen[seed], key=lambda row: (-(row["cosine"] or 0.0), row["id"]))[:num_retrieved]
+    for seed, nearest in nearest_of.items():
         retrieved = [(album.thumbnail(row["id"]), row["cosine"] or 0.0) for row in nearest]
         shown.append(Choice(album.thumbnail(seed), seeds[seed]["label"], retrieved))
     return shown

@@ -11,9 +11,9 @@ from curation_outputs import Outputs, on_circle, write_outputs
 
 from dinov2.curation.inspect import inspection_page, main
 from dinov2.curation.looking.borderline import borderlines, thresholds
-from dinov2.curation.looking.lookup import read_record, rows_at, sample_by
 from dinov2.curation.looking.neighborhoods import CENTROIDS, neighborhoods
 from dinov2.curation.params import InspectParams
+from dinov2.lookup import read_record, rows_at, sample_by
 from dinov2.params import InputError
 from dinov2.records import REMOVED, write_table
 

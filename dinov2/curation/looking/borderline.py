@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dinov2.curation.descriptors import open_rows
 from dinov2.curation.looking.chart import Chart, histogram
-from dinov2.curation.looking.lookup import batches, rows_at, rows_with
 from dinov2.curation.looking.near import Blocks, nearest
 from dinov2.curation.params import InspectParams
+from dinov2.lookup import batches, rows_at, rows_with
 from dinov2.store import Store
 
 BAND = 0.1  # of cosine, on either side of a threshold

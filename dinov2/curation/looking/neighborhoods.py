@@ -12,9 +12,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from dinov2.curation.looking.chart import Chart, histogram
-from dinov2.curation.looking.lookup import Row, batches, num_rows, rows_at, rows_with
 from dinov2.curation.looking.near import Blocks, nearest
 from dinov2.curation.params import InspectParams
+from dinov2.lookup import Row, batches, num_rows, rows_at, rows_with
 from dinov2.store import Store
 
 CENTROIDS = "centroids.npy"  # beside retrieve's tables: float32 rows, one a cluster

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from dinov2.curation.looking.lookup import Row, batches, rows_with
+from dinov2.lookup import Row, batches, rows_with
 from dinov2.params import InputError
 
 LEAST_DIGITS = 6

@@ -1,4 +1,4 @@
-"""The templates of the pages and cards that look at a curation."""
+"""Pages and cards from templates."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def rendered(name: str, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """A template filled in; values are escaped in HTML, not in Markdown."""
+def rendered(package: str, name: str, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """A template of the folder templates/ of `package`, filled in; values are escaped in HTML, not in Markdown."""
     environment = Environment(
-        loader=PackageLoader("dinov2.curation.looking"),
+        loader=PackageLoader(package),
         autoescape=name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,

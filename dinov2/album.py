@@ -8,8 +8,8 @@ from types import TracebackType
 
 from PIL import Image
 
-from dinov2.curation.looking.lookup import Row, rows_with
 from dinov2.data.decode import DecodeError, decode_rgb
+from dinov2.lookup import Row, rows_with
 from dinov2.params import InputError
 from dinov2.shards import ShardReader
 from dinov2.store import Store
@@ -29,11 +29,21 @@ class Album:
         album.thumbnail("1f3a...")              # None where the image is in no shard or can't be read
     """
 
-    def __init__(self, store: Store, outputs: Mapping[str, Path], size_px: int, folders: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        outputs: Mapping[str, Path],
+        size_px: int,
+        folders: tuple[Path, ...] = (),
+        *,
+        needs_blobs: bool = False,
+    ) -> None:
+        """`needs_blobs`: a shard that is not in the store is a mistake (InputError), not an image that is not shown."""
         self._reader = ShardReader(store)
         self._outputs = outputs
         self._size_px = size_px
         self._folders = folders
+        self._needs_blobs = needs_blobs
         self._rows: dict[str, Row] = {}
         self._made: dict[str, str | None] = {}
 
@@ -56,15 +66,21 @@ class Album:
             self._made[image] = self._thumbnail(image)
         return self._made[image]
 
+    def is_file(self, image: str | None) -> bool:
+        """Whether it is one of those that are in no shard: an evaluation image stays in its folder."""
+        return image in self._rows and self._rows[image]["shard"] is None
+
     def _thumbnail(self, image: str) -> str | None:
         try:
             picture = Image.fromarray(decode_rgb(self._bytes(image)))
-        except (DecodeError, OSError, InputError):  # shown as absent: a page for people is no place to stop
+        except (DecodeError, OSError):  # shown as absent: a page for people is no place to stop
+            return None
+        except InputError:
+            if self._needs_blobs:
+                raise
             return None
         picture.thumbnail((self._size_px, self._size_px), Image.Resampling.LANCZOS)
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        return data_uri(picture)
 
     def _bytes(self, image: str) -> bytes:
         row = self._rows.get(image)
@@ -84,3 +100,10 @@ class Album:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reader.close()
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture as a JPEG data URI."""
+    stream = io.BytesIO()
+    picture.convert("RGB").save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
