@@ -90,9 +90,7 @@ def count_blocks(params: DedupParams, *, embed: Path) -> int:
     return -(-sum(num_rows(embed / f"{name}.parquet") for name in IMAGES) // params.block_rows)
 
 
-def look(
-    part: int, params: DedupParams, *, filter: Path, embed: Path, work: Path, store: Store
-) -> None:
+def look(part: int, params: DedupParams, *, filter: Path, embed: Path, work: Path, store: Store) -> None:
     """Compare a block with the evaluation images and with the sampled rows, exactly."""
     # imported in the job, not in the submitting process
     import numpy as np

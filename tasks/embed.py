@@ -107,9 +107,7 @@ def count_one() -> int:
     return 1
 
 
-def fit_copies(
-    part: int, params: EmbedParams, *, filter: Path, seeds: Path, evaluation: Path, work: Path
-) -> None:
+def fit_copies(part: int, params: EmbedParams, *, filter: Path, seeds: Path, evaluation: Path, work: Path) -> None:
     """Find repeated images and, for thumbnails, the whitening; into work/fitted/."""
     from dinov2.curation.embed.finish import fit
 

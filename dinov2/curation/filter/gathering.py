@@ -69,7 +69,6 @@ def gather(parts: Sequence[Path], params: FilterParams, out: Path) -> Summary:
         num_kept=num_kept,
         dropped=dropped,
         metrics={
-            "share_kept": num_kept / num_in,
             "damaged_shards": float(len(fit.damaged)),
             "nsfw_checked": float(params.nsfw is not None),
             "faces_checked": float(params.faces is not None),
