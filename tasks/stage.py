@@ -172,8 +172,9 @@ def _work(
     call: StageCall, fans: tuple[Phase, ...], store: StoreParams, launch: LaunchParams, tags: dict[str, str]
 ) -> dict[str, float]:
     """Run the stage's jobs, write its records, and return its metrics. Raises InputError for a person's mistake."""
-    for phase in fans:
-        _fan_out(phase, call, store, launch)
+    num_workers = launch.resources(call.stage).workers
+    for phase in fans if num_workers > 1 else ():  # a single worker is the stage's own job, which makes them in order
+        _fan_out(phase, call, store, launch, num_workers)
     [outcomes] = _run_jobs(call, launch, [_job(call, store, launch)], "job", (call.work / "out").exists)
     first = outcomes[0]
     assert first.summary is not None
@@ -184,15 +185,13 @@ def _work(
     return metrics
 
 
-def _fan_out(phase: Phase, call: StageCall, store: StoreParams, launch: LaunchParams) -> None:
-    """Let several workers make the missing parts of a phase; a single one would be the stage's own job."""
-    if launch.resources(call.stage).workers == 1:  # before a phase is counted: that may need the phase before it
-        return
+def _fan_out(phase: Phase, call: StageCall, store: StoreParams, launch: LaunchParams, num_workers: int) -> None:
+    """Let workers make the missing parts of a phase."""
     values = call.values(store)
     missing = missing_parts(phase, values)
     if not missing:
         return
-    num_workers = min(launch.resources(call.stage).workers, len(missing))
+    num_workers = min(num_workers, len(missing))
     _show(f"{phase.name}: {len(missing)} parts for {num_workers} workers")
     jobs = [_job(call, store, launch, Share(phase.name, worker, num_workers)) for worker in range(num_workers)]
     _run_jobs(call, launch, jobs, f"job-{phase.name}", lambda: not missing_parts(phase, values))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from curation_outputs import write_outputs
 
 ROOT = Path(__file__).parents[2]
 PAGE = '<html><body><img src="http://a.example/1.jpg"><img src="ftp://a.example/2.jpg"></body></html>'
@@ -40,6 +41,19 @@ def crawl(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         COMMAND, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=60
     )
+
+
+def dedup(folder: Path) -> dict[str, bytes]:
+    """Outputs of dedup, by its command."""
+    command = ["--filter", "data/filter", "--embed", "data/embed", "--out", "data/again"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.dedup", *command], cwd=folder, env=environment(), capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outputs = {path.name: path.read_bytes() for path in (folder / "data/again").iterdir()}
+    shutil.rmtree(folder / "work/dedup")
+    return outputs
 
 
 def edit(folder: Path, old: str, new: str) -> None:
@@ -178,3 +192,13 @@ def test_a_killed_job_is_told_and_a_second_start_submits_anew(folder: Path) -> N
     assert "ended without a result" in errors.splitlines()[-1]
     assert failure(folder)["kind"] == "crash"
     assert crawl(folder).returncode == 0
+
+
+def test_phases_that_need_each_other_give_the_same_with_one_worker_and_with_two(folder: Path) -> None:
+    write_outputs(folder)
+    edit(folder, "  min_cosine: 0.82 ", "  min_cosine: 0.998 ")  # 3 degrees and less
+    edit(folder, "min_cosine: 0.8}", "min_cosine: 0.9998}")  # 1 degree
+    one = dedup(folder)
+    assert json.loads(one["record.json"])["counts"]["dropped"] == {"copy": 4, "evaluation_copy:held_out": 1}
+    edit(folder, "timeout_min: 60, workers: 1}", "timeout_min: 60, workers: 2}")
+    assert dedup(folder) == one
