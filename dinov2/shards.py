@@ -17,6 +17,7 @@ from typing import Any
 
 from dinov2.store import Store
 
+MAX_PIXELS = 1 << 26  # 67 megapixels; an image above this is an attack or an accident. Below Pillow's own limit
 EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif", "image/avif": "avif"}
 
 

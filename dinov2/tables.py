@@ -37,8 +37,14 @@ def num_rows(path: Path) -> int:
 def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The columns of `schema` a piece at a time; errors as `open_table`."""
     with open_table(path, schema) as table:
-        for batch in table.iter_batches(BATCH_ROWS, columns=schema.names):
+        for batch in _batches(table, range(table.num_row_groups), schema.names):
             yield batch.select(schema.names)
+
+
+def _batches(table: pq.ParquetFile, groups: Iterable[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Row groups in pieces, none of which reaches across two groups: the writer bounded their bytes."""
+    for group in groups:
+        yield from table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
 
 
 def iter_rows(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
@@ -58,7 +64,7 @@ def read_rows(path: Path, schema: pa.Schema, start: int, stop: int) -> list[dict
                 groups.append(group)
             position = end
         rows: list[dict[str, Any]] = []
-        for batch in table.iter_batches(BATCH_ROWS, row_groups=groups, columns=schema.names):
+        for batch in _batches(table, groups, schema.names):
             rows.extend(batch[max(start - first, 0) : max(stop - first, 0)].to_pylist())
             first += batch.num_rows
         return rows

@@ -104,7 +104,7 @@ class StageJob:
 
     def _share(self, module: ModuleType, share: Share) -> None:
         phase = next(phase for phase in phases(module) if phase.name == share.phase)
-        make_parts(phase, self.call.values(self.store), first=share.first + share.of * _rank(), of=share.of * _world())
+        make_parts(phase, self.call.values(self.store), first=_rank(), of=_world(), among=share.parts)
 
     def _whole(self, module: ModuleType) -> Summary | None:
         """Parts that no array has made, then `run`: on the first rank, or on all where the stage is `COLLECTIVE`."""

@@ -7,7 +7,7 @@ leaves a mark, so that a second start makes only what is missing. `run` finds th
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,11 +29,10 @@ class Phase(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A worker's part of a phase: every `of`-th part from `first` on."""
+    """A worker's parts of a phase."""
 
     phase: str
-    first: int
-    of: int
+    parts: tuple[int, ...]
 
 
 def phases(module: ModuleType) -> tuple[Phase, ...]:
@@ -53,9 +52,12 @@ def missing_parts(phase: Phase, values: dict[str, Any]) -> list[int]:
     return [part for part in range(num_parts) if not _mark(phase, part, values).exists()]
 
 
-def make_parts(phase: Phase, values: dict[str, Any], *, first: int, of: int) -> None:
-    """Make the missing ones of every `of`-th part from `first` on, in order."""
-    mine = [part for part in missing_parts(phase, values) if part % of == first]
+def make_parts(
+    phase: Phase, values: dict[str, Any], *, first: int, of: int, among: Sequence[int] | None = None
+) -> None:
+    """Make every `of`-th part from `first` on that is missing, in order: of all parts, or of those numbered `among`."""
+    asked = among if among is not None else range(phase.count(**named(phase.count, values)))
+    mine = [part for part in asked[first::of] if not _mark(phase, part, values).exists()]
     for part in logged(mine, total=len(mine), what=f"{phase.name}: parts", logger=log):
         phase.do(part=part, **named(phase.do, values))
         mark = _mark(phase, part, values)

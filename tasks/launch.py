@@ -150,10 +150,10 @@ def run_jobs(
 
 
 def cancel_remembered(folder: Path, show: Callable[[str], None]) -> None:
-    """Cancel the jobs that `folder` remembers, if they still live: their params or inputs are not the current ones."""
+    """Cancel the jobs that `folder` remembers, if they still live: this start does not follow them."""
     for submission in _remembered(folder / "job.json"):
         if submission.is_alive():
-            show(f"cancelling job {submission.job_id}, which still works with other params or inputs")
+            show(f"cancelling job {submission.job_id}, which still works with other params, inputs or workers")
             submission.cancel()
 
 

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,9 +128,7 @@ def _execute(
     hashes = {name: hash_tree(Path(path)) for name, path in sorted(paths.items())}
     call = StageCall(stage, paths, names, options["out"], params, version, hashes)
     with _only_one(WORK / call.instance):
-        for other in sorted((WORK / call.instance).glob("*/job*")):
-            if other.parent != call.work:
-                cancel_remembered(other, _show)
+        _cancel_others((WORK / call.instance).glob("*/job*"), but_below=call.work)
         call.work.mkdir(parents=True, exist_ok=True)
         tags = {"stage": stage, "instance": call.instance, "fingerprint": call.fingerprint, **_provenance()}
         values = {"params": params.model_dump(mode="json"), **names}
@@ -185,6 +183,13 @@ def _work(
     return metrics
 
 
+def _cancel_others(folders: Iterable[Path], *, but_below: Path) -> None:
+    """Cancel jobs that are remembered in `folders`, which may still write what this start will write."""
+    for folder in sorted(folders):
+        if not folder.is_relative_to(but_below):
+            cancel_remembered(folder, _show)
+
+
 def _fan_out(phase: Phase, call: StageCall, store: StoreParams, launch: LaunchParams, num_workers: int) -> None:
     """Let workers make the missing parts of a phase."""
     values = call.values(store)
@@ -193,7 +198,8 @@ def _fan_out(phase: Phase, call: StageCall, store: StoreParams, launch: LaunchPa
         return
     num_workers = min(num_workers, len(missing))
     _show(f"{phase.name}: {len(missing)} parts for {num_workers} workers")
-    jobs = [_job(call, store, launch, Share(phase.name, worker, num_workers)) for worker in range(num_workers)]
+    shares = [Share(phase.name, tuple(missing[worker::num_workers])) for worker in range(num_workers)]
+    jobs = [_job(call, store, launch, share) for share in shares]
     _run_jobs(call, launch, jobs, f"job-{phase.name}", lambda: not missing_parts(phase, values))
 
 
@@ -204,7 +210,11 @@ def _job(call: StageCall, store: StoreParams, launch: LaunchParams, share: Share
 def _run_jobs(
     call: StageCall, launch: LaunchParams, jobs: list[StageJob], folder: str, is_there: Callable[[], bool]
 ) -> list[list[Outcome]]:
-    """Outcomes of all ranks of all jobs. Raises InputError for the first mistake; `is_there`: their work still is."""
+    """Outcomes of all ranks of all jobs. Raises InputError for the first mistake; `is_there`: their work still is.
+
+    Jobs of other phases, left behind by a submitter with another number of workers, are cancelled first.
+    """
+    _cancel_others(call.work.glob("job*"), but_below=call.work / folder)
     results = run_jobs(
         jobs,
         stage=call.stage,

@@ -139,8 +139,8 @@ def _records(data: Path) -> None:
         "retrieve": {"choose": {"num_neighbors": 3, "num_from_cluster": 1, "min_cosine": 0.9}},
     }
     counts = {
-        "crawl": (14, 12, {"refused_domain": 1, "repeated": 1}),
-        "download": (12, 10, {"tdm_header": 1, "duplicate_bytes": 1}),
+        "crawl": (17, 13, {"refused_domain": 1, "repeated": 1, "page_meta_robots_noai": 2}),
+        "download": (13, 10, {"tdm_header": 1, "duplicate_bytes": 1, "robots_unavailable": 1}),
         "filter": (10, 9, {"too_small": 1}),
         "embed": (9, 9, {}),
         "dedup": (9, 6, {"copy": 2, "evaluation_copy:held_out": 1}),

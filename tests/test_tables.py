@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dinov2.params import InputError
-from dinov2.tables import TableWriter, distinct, iter_rows, join_tables, num_rows, read_rows
+from dinov2.tables import TableWriter, distinct, iter_rows, join_tables, num_rows, read_batches, read_rows
 
 SCHEMA = pa.schema([("position", pa.int64()), ("text", pa.string())])
 
@@ -49,3 +49,9 @@ def test_no_table_and_another_schema_are_mistakes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"position": ["no number"], "text": ["x"]}), path)
     with pytest.raises(InputError, match="no column 'position' of type int64"):
         read_rows(path, SCHEMA, 0, 1)
+
+
+def test_pieces_do_not_reach_across_row_groups(tmp_path: Path) -> None:
+    rows = [{"position": number, "text": "x"} for number in range(10)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "a.parquet", row_group_size=4)
+    assert [len(batch) for batch in read_batches(tmp_path / "a.parquet", SCHEMA)] == [4, 4, 2]

@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2.curation.crawl.optout import is_opt_out
 from dinov2.lookup import batches, read_metrics, read_record
 from dinov2.params import InputError, flatten
 from dinov2.render import rendered
 
 FUNNEL = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
 STAGES = (*FUNNEL[:3], "bootstrap", *FUNNEL[3:])
-OPT_OUTS = ("robots", "x_robots_tag", "meta_robots", "tdm")  # how the reasons begin
 NUM_LISTED = 15  # hosts, sources
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 LARGEST_PX = 65536  # of a side; larger ones count as this
@@ -96,7 +96,7 @@ def _gaps(steps: list[Step]) -> list[str]:
 
 
 def _opt_outs(steps: list[Step]) -> list[tuple[str, str, int]]:
-    return [(step.stage, reason, num) for step in steps for reason, num in step.dropped if reason.startswith(OPT_OUTS)]
+    return [(step.stage, reason, num) for step in steps for reason, num in step.dropped if is_opt_out(reason)]
 
 
 def _mixture(retrieve: Path) -> Mixture:

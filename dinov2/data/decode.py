@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 1 << 26  # 67 megapixels; a file above this is an attack or an accident. Below Pillow's own limit
+from dinov2.shards import MAX_PIXELS
+
 MAX_SIDE_PX = 65_500  # libjpeg's, so that whatever is read can also be written
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000", "MPO")
 ORIENTATION_TAG = 0x0112

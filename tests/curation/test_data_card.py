@@ -35,7 +35,7 @@ def change(outputs: Outputs, folder: Path, stage: str, **counts: int) -> Outputs
 def test_counts_are_the_records_and_add_up_to_the_image(card: str) -> None:
     assert "| filter | 10 | 9 | 1 too_small |" in card
     assert "| dedup | 9 | 6 | 2 copy, 1 evaluation_copy:held_out |" in card
-    assert "14 given to crawl = 4 kept by retrieve + 10 dropped on the way" in card
+    assert "17 given to crawl = 4 kept by retrieve + 13 dropped on the way" in card
 
 
 def test_counts_that_do_not_add_up_are_said(outputs: Outputs, tmp_path: Path) -> None:
@@ -59,6 +59,8 @@ def test_filters_opt_outs_and_thresholds_are_those_of_the_params(card: str) -> N
     assert "| faces.min_score | 0.5 |" in card
     assert "| download | opt_out.robots_txt | True |" in card
     assert "- 1 left out by download: tdm_header" in card
+    assert "- 2 left out by crawl: page_meta_robots_noai" in card
+    assert "left out by download: robots_unavailable" not in card
     assert "| evaluation_sets.held_out.min_cosine | 0.99 |" in card
     assert "| pair recall | 0.993 |" in card
 

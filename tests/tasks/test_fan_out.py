@@ -53,6 +53,14 @@ def test_workers_share_the_parts_and_a_second_start_makes_only_what_is_missing(t
     assert sorted(lines) == [f"part {part}" for part in range(7)]
 
 
+def test_shares_of_what_is_missing_are_even(tmp_path: Path) -> None:
+    make_parts(PHASE, values(tmp_path), first=0, of=2)
+    missing = missing_parts(PHASE, values(tmp_path))
+    assert missing == [1, 3, 5]
+    make_parts(PHASE, values(tmp_path), first=0, of=1, among=missing[1::2])
+    assert missing_parts(PHASE, values(tmp_path)) == [1, 5]
+
+
 def test_a_part_that_failed_is_not_marked(tmp_path: Path) -> None:
     broken = Phase("broken", count, fail)
     with pytest.raises(ZeroDivisionError):

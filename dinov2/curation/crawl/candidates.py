@@ -179,7 +179,8 @@ class _Part:
                     self._add_metadata(data)
             elif kind.endswith(SITEMAP_SUFFIXES):
                 data, is_damaged = read_sitemap_file(path)
-                self._counts["damaged_files"] += self._add_sitemap(data, file_url(path, self._crawl)) or is_damaged
+                read = self._add_sitemap(data, file_url(path, self._crawl))
+                self._counts["damaged_files"] += is_damaged or bool(read.damage)
             elif kind.endswith(LIST_SUFFIXES):
                 self._add_list(path)
             else:
@@ -202,7 +203,8 @@ class _Part:
         if path_and_query(url) in (ROBOTS_PATH, TDMREP_PATH):
             self._sites.add({"url": url, "status": entry.status, "body": entry.body})
         elif entry.body is not None and entry.mime in XML_TYPES:
-            self._counts["damaged_sitemaps"] += self._add_sitemap(entry.body, url)
+            read = self._add_sitemap(entry.body, url)
+            self._counts["damaged_sitemaps"] += read.is_sitemap and bool(read.damage)
         elif entry.body is not None:
             self._add_html(entry.body, entry.charset, url, rule)
 
@@ -240,17 +242,14 @@ class _Part:
         for image in page.images:
             self._add_image(image, base, page_url, f"page_{rule}" if rule else None)
 
-    def _add_sitemap(self, data: bytes, url: str) -> bool:
-        """Add the images of a sitemap; whether it is damaged."""
+    def _add_sitemap(self, data: bytes, url: str) -> SitemapParser:
+        """Add the images of a sitemap, as far as it can be read; XML of another kind, such as a feed, gives none."""
         parser = SitemapParser()
-        is_damaged = False
-        try:
-            parser.read(data)
-        except DamagedSitemapError as error:
-            logger.warning("sitemap %s is damaged, read as far as it goes: %s", url, error)
-            is_damaged = True
+        parser.read(data)
+        if parser.damage:
+            logger.warning("XML of %s is damaged, read as far as it goes: %s", url, parser.damage)
         found = parser.sitemap
-        self._counts["sitemaps"] += 1
+        self._counts["sitemaps"] += parser.is_sitemap
         self._counts["pages_in_sitemaps"] += found.num_pages
         self._counts["sitemaps_in_indexes"] += found.num_sitemaps
         for page, image in found.images:
@@ -259,7 +258,7 @@ class _Part:
             except UrlRefusedError:
                 page_url = url
             self._add_image(image, url, page_url, None)
-        return is_damaged
+        return parser
 
     def _add_list(self, path: Path) -> None:
         url = file_url(path, self._crawl)

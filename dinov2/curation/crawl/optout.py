@@ -40,6 +40,11 @@ class TdmRule(NamedTuple):
     is_reserved: bool
 
 
+def is_opt_out(reason: str) -> bool:
+    """Whether a drop reason of crawl or download is an opt-out, of the image or of its page."""
+    return reason.removeprefix("page_").startswith(("robots_txt", "tdm_", "x_robots_tag_", "meta_robots_"))
+
+
 def headers_opt_out(headers: Iterable[tuple[str, str]], params: OptOutParams, user_agent: str) -> str | None:
     """The rule by which the headers of an answer, as (name, value), say no: a drop reason; None if they don't."""
     for name, value in headers:

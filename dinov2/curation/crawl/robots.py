@@ -33,17 +33,6 @@ class Robots:
         return self._rules.crawl_delay(self._agent) or 0.0
 
 
-def is_allowed(data: bytes, user_agent: str, url: str) -> bool:
-    """Whether the robots.txt `data` lets `user_agent` take the canonical `url` of its host."""
-    return Robots(data, user_agent).allows(url)
-
-
-def robots_url(url: str) -> str:
-    """Where the robots.txt that governs the canonical `url` lies."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}{ROBOTS_PATH}"
-
-
 def product_token(user_agent: str) -> str:
     """The name by which rules address an agent: `example-bot` of `Example-Bot/1.0 (+https://...)`."""
     return (user_agent.partition("/")[0].split() or [""])[0].lower()

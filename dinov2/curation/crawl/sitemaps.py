@@ -42,6 +42,10 @@ class SitemapParser:
         self._images_of_page: list[Image] = []
         self._images: list[tuple[str, Image]] = []
         self._num_pages = self._num_sitemaps = 0
+        self.damage = ""
+        """Why it can't be read further; empty where it was read to its end."""
+        self.is_sitemap = False
+        """Whether its outermost element is one of sitemaps."""
         self._parser = expat.ParserCreate()
         self._parser.buffer_text = True
         self._parser.StartDoctypeDeclHandler = _refuse_doctype
@@ -50,11 +54,11 @@ class SitemapParser:
         self._parser.CharacterDataHandler = self._text.append
 
     def read(self, data: bytes) -> None:
-        """Read all of a sitemap; raises DamagedSitemapError, after what is well formed."""
+        """Read a sitemap as far as it is well formed."""
         try:
             self._parser.Parse(data, True)
-        except (expat.ExpatError, LookupError, ValueError) as error:
-            raise DamagedSitemapError(str(error)) from error
+        except (DamagedSitemapError, expat.ExpatError, LookupError, ValueError) as error:
+            self.damage = str(error)
 
     @property
     def sitemap(self) -> Sitemap:
@@ -65,6 +69,7 @@ class SitemapParser:
         if len(self._path) == MAX_DEPTH:
             raise DamagedSitemapError("elements nested too deep")
         self._path.append(name.rpartition(":")[2])
+        self.is_sitemap = self.is_sitemap or self._path in (["urlset"], ["sitemapindex"])
         self._text.clear()
 
     def _end(self, _: str) -> None:

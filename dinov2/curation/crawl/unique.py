@@ -1,9 +1,9 @@
 """Candidates to image records: of every `<img>` the best URL that nothing speaks against, each URL kept once.
 
-The second half of the crawl: it reads the parts that `crawl.py` made, in order, as if they were one. Opt-outs that only
-the whole crawl tells are honoured here: robots.txt and tdmrep.json of a page's and an image's site, and the headers of
-the image's own answer. Memory grows with the number of URLs kept (100 to 200 bytes each) and with what sites' rules
-weigh; everything else is streamed.
+The second half of the crawl: it reads the parts that `candidates.py` made, in order, as if they were one. Opt-outs that
+only the whole crawl tells are honoured here: robots.txt and tdmrep.json of a page's and an image's site, and the
+headers of the image's own answer. Memory grows with the number of URLs kept (100 to 200 bytes each) and with what
+sites' rules weigh; everything else is streamed.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from dinov2.curation.crawl.candidates import ANSWERS, CANDIDATES, SITES, CrawlParams
 from dinov2.curation.crawl.optout import TDMREP_PATH, TdmRule, parse_tdmrep, tdmrep_opt_out
-from dinov2.curation.crawl.robots import ROBOTS_PATH, Robots, robots_url
-from dinov2.curation.crawl.urls import shown
+from dinov2.curation.crawl.robots import ROBOTS_PATH, Robots
+from dinov2.curation.crawl.urls import shown, site_of
 from dinov2.records import IMAGE_RECORDS, REMOVED
 from dinov2.tables import TableWriter, iter_rows
 
@@ -108,7 +108,7 @@ class _Rules:
     def _of_site(self, url: str) -> str | None:
         if not self._files or not url.startswith("http"):
             return None
-        site = robots_url(url).removesuffix(ROBOTS_PATH)
+        site = site_of(url)
         if self._params.opt_out.robots_txt and not all(robots.allows(url) for robots in self._robots(site)):
             return "robots_txt"
         return tdmrep_opt_out(self._tdmrep(site), self._params.opt_out, url)

@@ -144,6 +144,12 @@ def shown(url: str) -> str:
     return data_uri_name(*decode_data_uri(url)) if url.startswith("data:") else url
 
 
+def site_of(url: str) -> str:
+    """Scheme, host and port of the canonical `url`, without a final slash."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+
 def is_refused_domain(url: str, domains: frozenset[str]) -> bool:
     """Whether the host of the canonical `url` is one of `domains` or stands below one."""
     labels = (urlsplit(url).hostname or "").split(".")
@@ -152,7 +158,8 @@ def is_refused_domain(url: str, domains: frozenset[str]) -> bool:
 
 def local_path(url: str, crawl: Path) -> Path:
     """The file below the folder `crawl` that a canonical `file` URL names."""
-    return crawl / unquote(urlsplit(url).path).lstrip("/").replace("\0", "\ufffd")
+    path = unquote_to_bytes(urlsplit(url).path).decode("utf-8", "surrogateescape")
+    return crawl / path.lstrip("/").replace("\0", "\ufffd")
 
 
 def file_url(path: Path, crawl: Path) -> str:

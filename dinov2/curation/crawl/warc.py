@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dinov2.curation.crawl.optout import MAX_TDMREP_BYTES, TDMREP_PATH
 from dinov2.curation.crawl.robots import MAX_ROBOTS_BYTES, ROBOTS_PATH
+from dinov2.curation.crawl.sitemaps import MAX_SITEMAP_BYTES
 from dinov2.curation.crawl.urls import path_and_query
 
 if TYPE_CHECKING:
@@ -136,7 +137,9 @@ def _max_bytes(url: str, mime: str, max_page_bytes: int) -> int:
     except ValueError:
         path = ""
     of_sites = {ROBOTS_PATH: MAX_ROBOTS_BYTES, TDMREP_PATH: MAX_TDMREP_BYTES}
-    return of_sites.get(path, max_page_bytes if mime in (*_HTML_TYPES, *XML_TYPES) else 0)
+    if path in of_sites or mime not in XML_TYPES:
+        return of_sites.get(path, max_page_bytes if mime in _HTML_TYPES else 0)
+    return MAX_SITEMAP_BYTES
 
 
 def _content_type(record: "ArcWarcRecord") -> str:

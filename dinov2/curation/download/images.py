@@ -25,6 +25,7 @@ from dinov2.curation.download.fetch_log import Body, Failure, FetchLog, Moved, j
 from dinov2.curation.download.politeness import PolitenessParams
 from dinov2.params import InputError, Params
 from dinov2.records import IMAGE_RECORDS
+from dinov2.shards import MAX_PIXELS
 from dinov2.tables import open_table, read_rows
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ class DownloadParams(Params):
     """Whether images that the crawl does not hold are fetched; otherwise they are dropped as `not_in_crawl`."""
     max_bytes: Annotated[int, Field(gt=0)]
     """Larger images are dropped."""
-    max_pixels: Annotated[int, Field(gt=0)]
-    """Images that declare more, width times height, are dropped undecoded."""
+    max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)]
+    """Images that declare more, width times height, are dropped undecoded; nothing larger is ever decoded."""
     num_parts: Annotated[int, Field(gt=0)]
     """Parts that hosts are divided into, each asked by one worker; memory is that of records over parts."""
     records_per_part: Annotated[int, Field(gt=0)]

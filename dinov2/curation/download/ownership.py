@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
+from dinov2.curation.crawl.optout import is_opt_out
 from dinov2.curation.crawl.urls import SHOWN_CHARS, UrlRefusedError, data_uri_name, decode_data_uri
 from dinov2.curation.download.answer import NoImageError
 from dinov2.curation.download.exchange import give, take
@@ -29,8 +30,6 @@ from dinov2.records import MANIFEST, REMOVED, write_table
 from dinov2.shards import ShardWriter
 from dinov2.store import Store
 from dinov2.tables import join_tables
-
-OPT_OUTS = ("robots_txt", "tdm_", "x_robots_tag_")  # how such reasons begin: no failure
 
 
 class Totals(NamedTuple):
@@ -149,4 +148,4 @@ def _check_share(dropped: Mapping[str, int], num_records: int, params: DownloadP
 
 
 def _is_willed(reason: str) -> bool:
-    return reason == "duplicate_bytes" or reason.startswith(OPT_OUTS)
+    return reason == "duplicate_bytes" or is_opt_out(reason)

@@ -7,7 +7,6 @@ site whose robots.txt can't be had now is left alone (RFC 9309 section 2.3.1.4);
 import asyncio
 from collections import OrderedDict
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from dinov2.curation.crawl.optout import (
     MAX_TDMREP_BYTES,
@@ -18,6 +17,7 @@ from dinov2.curation.crawl.optout import (
     tdmrep_opt_out,
 )
 from dinov2.curation.crawl.robots import MAX_ROBOTS_BYTES, ROBOTS_PATH, Robots
+from dinov2.curation.crawl.urls import site_of
 from dinov2.curation.download.answer import REDIRECTS, NoImageError, PassingError
 from dinov2.curation.download.client import Client
 
@@ -54,8 +54,7 @@ class Sites:
 
     async def _of(self, url: str) -> Rules:
         """The rules of the site of `url`; all who ask meanwhile share one request, and its failure."""
-        parts = urlsplit(url)
-        site = f"{parts.scheme}://{parts.netloc}"
+        site = site_of(url)
         if site not in self._rules:
             self._rules[site] = asyncio.create_task(self._read(site))
             if len(self._rules) > MAX_SITES:

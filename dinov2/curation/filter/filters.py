@@ -38,8 +38,6 @@ class FilterParams(Params):
     """Removal of copies."""
     part_images: Annotated[int, Field(gt=0)]
     """Images a part: what a worker does at a time and loses when it is killed; its blurred images make one shard."""
-    max_dropped_share: Annotated[float, Field(ge=0, le=1)]
-    """Share of images that may be dropped, for all reasons, before the stage stops."""
 
 
 class Look(NamedTuple):

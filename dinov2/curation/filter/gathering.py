@@ -41,7 +41,7 @@ def gather(parts: Sequence[Path], params: FilterParams, out: Path) -> Summary:
     """Write manifest.parquet, removed.parquet, looks.parquet and pca_hash.npz to `out`.
 
     Of images with equal ids the first stays. Of copies by PCA hash the one with most pixels stays, of equals the first;
-    it is the witness. Raises InputError if more than `max_dropped_share` are dropped, or all.
+    it is the witness. Raises InputError if all are dropped; `gates` limit the share.
     """
     fit = _read_fit(parts)
     num_in = len(fit.ids) + sum(fit.reasons.values())
@@ -61,7 +61,7 @@ def gather(parts: Sequence[Path], params: FilterParams, out: Path) -> Summary:
     copy_of[alone] = np.where(copies < 0, -1, alone[copies])
     found = {"duplicate_id": int((repeated >= 0).sum()), "pca_hash_duplicate": int((copy_of >= 0).sum())}
     dropped = dict(sorted((Counter(fit.reasons) + Counter(found)).items()))
-    _check_share(dropped, num_in, params)
+    _check_any_left(dropped, num_in)
     pca_hash.save(out / "pca_hash.npz")
     num_kept, num_blurred, num_faces = _write(parts, fit.ids, repeated, copy_of, out)
     return Summary(
@@ -113,17 +113,13 @@ def _thumbnails(part: Path, size_px: int) -> UInt8[np.ndarray, "n s s"]:
     return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, size_px, size_px)
 
 
-def _check_share(dropped: dict[str, int], num_images: int, params: FilterParams) -> None:
-    """Raise InputError if too much is dropped, naming the reasons."""
-    num_dropped = sum(dropped.values())
-    if num_dropped <= params.max_dropped_share * num_images and num_dropped < num_images:
+def _check_any_left(dropped: dict[str, int], num_images: int) -> None:
+    """Raise InputError if all are dropped, naming the reasons."""
+    if sum(dropped.values()) < num_images:
         return
     by_count = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{count} {reason}" for reason, count in by_count)
-    raise InputError(
-        f"{num_dropped} of {num_images} images are unfit ({reasons}); give better images, "
-        f"or raise filter.max_dropped_share ({params.max_dropped_share})"
-    )
+    raise InputError(f"all {num_images} images are unfit ({reasons}); give better images, or mend `filter:`")
 
 
 def _write(

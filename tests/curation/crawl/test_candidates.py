@@ -133,6 +133,17 @@ def test_wat_sitemaps_and_lists_are_read_beside_pages(tmp_path: Path) -> None:
     assert {name: result.metrics[name] for name in expected} == expected
 
 
+def test_sitemaps_in_archives_have_their_own_limit_and_feeds_are_none(tmp_path: Path) -> None:
+    entries = "".join(f"<url><image><loc>{SITE}/{number}.jpg</loc></image></url>" for number in range(20_000))
+    page = "<!DOCTYPE html><html/>"
+    xml = {"map": f"<urlset>{entries}</urlset>", "cut": "<urlset><url>", "feed": "<rss/>", "page": page}
+    write_warc(tmp_path / "a.warc", [Answer(f"{SITE}/{name}", "text/xml", text.encode()) for name, text in xml.items()])
+    result = crawl(tmp_path)
+    assert len(xml["map"]) > 1_000_000  # max_page_mb
+    assert len(result.records) == 20_000
+    assert (result.metrics["sitemaps"], result.metrics["damaged_sitemaps"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("headers", "head", "reason"),
     [

@@ -12,7 +12,7 @@ from dinov2.curation.crawl.optout import (
     parse_tdmrep,
     tdmrep_opt_out,
 )
-from dinov2.curation.crawl.robots import Robots, is_allowed, robots_url
+from dinov2.curation.crawl.robots import Robots
 
 ALL = OptOutParams(robots_txt=True, directives=["noai", "noimageai", "noindex", "none"], tdm_reservation=True)
 NONE = OptOutParams(robots_txt=False, directives=[], tdm_reservation=False)
@@ -87,26 +87,26 @@ def test_location_patterns(pattern: str, path: str, *, is_match: bool) -> None:
 
 def test_robots_names_our_agent_before_everyone() -> None:
     ours = b"User-agent: PIPELINE-bot\nDisallow: /private\n\nUser-agent: *\nDisallow: /\n"
-    assert is_allowed(ours, AGENT, "http://a.example/public")
-    assert not is_allowed(ours, AGENT, "http://a.example/private/x")
+    assert Robots(ours, AGENT).allows("http://a.example/public")
+    assert not Robots(ours, AGENT).allows("http://a.example/private/x")
     others = b"User-agent: otherbot\nUser-agent: crawler\nDisallow: /\n"
-    assert is_allowed(others, AGENT, "http://a.example/")  # `crawler` stands in our comment, not in our name
+    assert Robots(others, AGENT).allows("http://a.example/")  # `crawler` stands in our comment, not in our name
     both = b"User-agent: otherbot\nUser-agent: *\nDisallow: /*.gif$\n"
-    assert not is_allowed(both, AGENT, "http://a.example/a.gif")
-    assert is_allowed(both, AGENT, "http://a.example/a.gif?x")
+    assert not Robots(both, AGENT).allows("http://a.example/a.gif")
+    assert Robots(both, AGENT).allows("http://a.example/a.gif?x")
 
 
 @pytest.mark.parametrize("junk", [b"", b"\xff\xfe\0\0", b"<html>404</html>", b"Disallow: /", b"user-agent", b":\n" * 9])
 def test_junk_robots_allows(junk: bytes) -> None:
-    assert is_allowed(junk, AGENT, "http://a.example/x")
+    assert Robots(junk, AGENT).allows("http://a.example/x")
 
 
 def test_robots_of_megabytes_is_cut_at_a_line() -> None:
     head = b"User-agent: *\nDisallow: /no\n"
     filler = b"# " + b"x" * 97 + b"\n"
-    assert not is_allowed(head + filler * 50_000, AGENT, "http://a.example/no")
+    assert not Robots(head + filler * 50_000, AGENT).allows("http://a.example/no")
     cut = (head + filler * 6_000)[: 500 * 1024 - 11] + b"\nDisallow: /not-this\n"
-    assert is_allowed(cut, AGENT, "http://a.example/n")
+    assert Robots(cut, AGENT).allows("http://a.example/n")
 
 
 def test_robots_with_many_agents_and_rules_stays_small() -> None:
@@ -115,7 +115,3 @@ def test_robots_with_many_agents_and_rules_stays_small() -> None:
     started = time.process_time()
     assert Robots(data, AGENT).allows("http://a.example/" + "a" * 8000)
     assert time.process_time() - started < 5  # it was 20 GB and minutes
-
-
-def test_robots_url_is_of_scheme_host_and_port() -> None:
-    assert robots_url("https://a.example:8443/b/c?d=/e") == "https://a.example:8443/robots.txt"

@@ -1,5 +1,7 @@
 """URLs: one spelling each, refused with a reason; `data:` URIs and srcset read as browsers do."""
 
+from pathlib import Path
+
 import pytest
 
 from dinov2.curation.crawl.urls import (
@@ -7,8 +9,11 @@ from dinov2.curation.crawl.urls import (
     canonical,
     canonical_data_uri,
     decode_data_uri,
+    file_url,
     is_refused_domain,
+    local_path,
     resolve,
+    site_of,
     srcset_candidates,
 )
 
@@ -108,3 +113,12 @@ def test_refused_domain_covers_subdomains_only() -> None:
     assert is_refused_domain("http://img.bad.example/x", domains)
     assert is_refused_domain("http://bad.example:8080/x", domains)
     assert not is_refused_domain("http://notbad.example/x", domains)
+
+
+def test_site_is_scheme_host_and_port() -> None:
+    assert site_of("https://a.example:8443/b/c?d=/e") == "https://a.example:8443"
+
+
+@pytest.mark.parametrize("name", ["a b.png", "\udcff.png", "\xe9/%41.png"])
+def test_files_are_found_by_their_urls_whatever_their_names(name: str) -> None:
+    assert local_path(file_url(Path("crawl", name), Path("crawl")), Path("crawl")) == Path("crawl", name)

@@ -17,7 +17,6 @@ PARAMS = FilterParams(
     faces=None,
     pca_hash=PcaHashParams(num_bits=64, thumbnail_px=16, sample_size=100, max_hamming_bits=6),
     part_images=4,
-    max_dropped_share=0.9,
 )
 
 
@@ -74,7 +73,6 @@ def test_look_at_takes_any_shape(shape: tuple[int, int, int]) -> None:
         ("max_aspect", 0.9),
         ("min_grey_std", -1.0),
         ("max_dominant_share", 1.1),
-        ("max_dropped_share", 2.0),
         ("part_images", 0),
         ("nsfw", {"path": "a", "sha256": "0" * 64, "max_score": 1.5}),
         ("nsfw", {"path": "a", "sha256": "short", "max_score": 0.5}),

@@ -31,7 +31,6 @@ PARAMS = FilterParams(
     faces=None,
     pca_hash=PcaHashParams(num_bits=64, thumbnail_px=16, sample_size=100, max_hamming_bits=6),
     part_images=3,
-    max_dropped_share=0.9,
 )
 Rows = list[dict[str, Any]]
 
@@ -259,14 +258,8 @@ def test_absent_shard_says_how_to_get_it(tmp_path: Path) -> None:
 
 def test_only_junk_is_an_input_error(tmp_path: Path) -> None:
     junk = [(str(i), encode(np.full((50, 50, 3), i, np.uint8))) for i in range(3)]
-    with pytest.raises(InputError, match=r"3 of 3 images are unfit \(3 near_constant\); give better images"):
-        filter_all(tmp_path, junk, PARAMS.model_copy(update={"max_dropped_share": 1.0}))
-    with pytest.raises(InputError, match=r"max_dropped_share \(0\.5\)"):
-        filter_all(
-            tmp_path / "b",
-            [*junk, ("good", encode(photograph(0)))],
-            PARAMS.model_copy(update={"max_dropped_share": 0.5}),
-        )
+    with pytest.raises(InputError, match=r"all 3 images are unfit \(3 near_constant\); give better images"):
+        filter_all(tmp_path, junk, PARAMS)
     with pytest.raises(InputError, match="download left no image to filter"):
         filter_rows(tmp_path / "c", [], Store(StoreParams(url=str(tmp_path / "store"), cache="")), PARAMS)
 
