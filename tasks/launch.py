@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -22,22 +21,12 @@ from submitit.core.utils import FailedSubmissionError, JobPaths, pickle_load
 
 from dinov2.params import InputError, Params, validate
 from dinov2.records import write_json
-from tasks.log_tail import LogTail
+from tasks.follow import follow
 from tasks.resources import LaunchParams
 
-POLL_S = 0.1
-RESULT_GRACE_S = 15.0  # a result may reach a shared file system after the scheduler calls its job ended
 ACTIVE = {
     "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
 }  # fmt: skip
-
-
-class JobFailedError(Exception):
-    """A job that ended without results; `trace` is what it left, for the log."""
-
-    def __init__(self, sentence: str, trace: str) -> None:
-        super().__init__(sentence)
-        self.trace = trace
 
 
 class Submission(Params):
@@ -123,11 +112,13 @@ def run_jobs(
     accept: Callable[[list[Any]], bool],
     params: LaunchParams,
     show: Callable[[str], None],
+    gave_up: Callable[[Any], bool] = lambda _: False,
 ) -> list[list[Any]]:
     """Run independent jobs side by side (on SLURM as one array), each on every rank; returns what their ranks returned.
 
     `stage` picks the resources, `name` is the jobs', `folder` is their home and `show` gets each line a rank 0 prints.
-    The results of jobs that ended earlier are taken only if `accept` says of each that they are still of use.
+    The results of jobs that ended earlier are taken only if `accept` says of each that they are still of use. A rank
+    whose result `gave_up` ends its job: the others would wait for it; what they have left until then is returned.
     Raises JobFailedError when a rank failed or a job vanished, after the others ended; InputError for a refusal.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -143,7 +134,7 @@ def run_jobs(
         submissions = _submit(jobs, stage, name, folder, params)
     previous = {number: signal.signal(number, _cancelling(submissions)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _follow(submissions, show)
+        return follow(submissions, show, gave_up)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -228,55 +219,6 @@ def _cancelling(submissions: Sequence[Submission]) -> Callable[[int, FrameType |
         raise KeyboardInterrupt(f"stopped by signal {number}; job {numbers} was cancelled")
 
     return cancel
-
-
-def _follow(submissions: Sequence[Submission], show: Callable[[str], None]) -> list[list[Any]]:
-    """Results of all jobs, in their order; the failure of one is told when the others have ended too."""
-    mark = "[{}] " if len(submissions) > 1 else ""
-    followed = [_Followed(submission, mark.format(number), show) for number, submission in enumerate(submissions)]
-    while [job for job in followed if not job.has_ended()]:
-        time.sleep(POLL_S if submissions[0].cluster != "slurm" else 10 * POLL_S)
-    for job in followed:
-        if job.failure is not None:
-            raise job.failure
-    return [[value for _, value in job.outcomes] for job in followed]
-
-
-class _Followed:
-    """A job that is watched: its log is passed on, its results are awaited."""
-
-    def __init__(self, submission: Submission, mark: str, show: Callable[[str], None]) -> None:
-        self.submission = submission
-        self.outcomes: list[tuple[str, Any]] = []
-        self.failure: JobFailedError | None = None
-        self._log = LogTail(submission.paths(0).stdout, lambda line: show(mark + line))
-        self._vanished_at: float | None = None
-
-    def has_ended(self) -> bool:
-        """Whether it has its results or will never have them; to be asked again and again."""
-        job = self.submission
-        if self.failure is not None or len(self.outcomes) == job.num_tasks:
-            return True
-        self._log.read()
-        self.outcomes = job.outcomes()
-        failed = [value for kind, value in self.outcomes if kind == "error"]
-        if failed:
-            job.cancel()  # the other ranks would wait for the failed one for ever
-            last = failed[0].strip().splitlines()[-1]
-            self._fail(f"job {job.job_id} failed: {last}; its log is {self._log.path}", failed[0])
-        elif len(self.outcomes) < job.num_tasks and not job.is_alive():
-            self._vanished_at = self._vanished_at or time.monotonic()
-            grace_s = RESULT_GRACE_S if job.cluster == "slurm" else 1.0
-            if time.monotonic() - self._vanished_at > grace_s:
-                sentence = f"job {job.job_id} ended without a result (killed, or out of memory?)"
-                self._fail(f"{sentence}; its log is {self._log.path}", self._log.last())
-        else:
-            self._vanished_at = None
-        self._log.read()
-        return self.failure is not None or len(self.outcomes) == job.num_tasks
-
-    def _fail(self, sentence: str, trace: str) -> None:
-        self.failure = JobFailedError(sentence, trace)
 
 
 def export_rank() -> None:

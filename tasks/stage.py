@@ -29,8 +29,9 @@ from dinov2.records import Summary, write_json
 from dinov2.store import StoreParams
 from tasks.call import DISK_FULL, WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
 from tasks.fan_out import Phase, Share, missing_parts, phases
+from tasks.follow import JobFailedError
 from tasks.gates import GateMissedError, check_gate
-from tasks.launch import JobFailedError, cancel_remembered, run_jobs
+from tasks.launch import cancel_remembered, run_jobs
 from tasks.plan import print_plan
 from tasks.resources import LaunchParams
 from tasks.tracked import Tracked
@@ -223,6 +224,7 @@ def _run_jobs(
         accept=lambda ended: is_there() and all(outcome.mistake is None for outcome in ended),
         params=launch,
         show=_show,
+        gave_up=lambda outcome: outcome.mistake is not None,
     )
     for outcomes in results:
         for outcome in outcomes:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tasks.fan_out import Phase, make_parts, missing_parts
-from tasks.launch import JobFailedError, run_jobs
+from tasks.follow import JobFailedError
+from tasks.launch import run_jobs
 from tasks.resources import LaunchParams, Resources
 
 # submitit forgets its local processes without waiting for them
@@ -104,3 +105,21 @@ def test_one_job_that_dies_lets_the_others_end_before_it_is_told(tmp_path: Path)
     with pytest.raises(JobFailedError, match="ended without a result"):
         run(tmp_path / "job", jobs, [])
     assert done.exists()
+
+
+def give_up_or_wait() -> str:
+    if os.environ["SUBMITIT_LOCAL_LOCALID"] == "0":
+        return "mistake"
+    time.sleep(600)
+    return "late"
+
+
+def test_a_rank_that_gave_up_ends_the_wait_of_the_others(tmp_path: Path) -> None:
+    two = LAUNCH.model_copy(update={"default": LAUNCH.default.model_copy(update={"gpus_per_node": 2})})
+    started = time.monotonic()
+    results = run_jobs(
+        [give_up_or_wait], stage="filter", name="filter", folder=tmp_path, accept=lambda _: True, params=two,
+        show=[].append, gave_up=lambda value: value == "mistake",
+    )  # fmt: skip
+    assert results == [["mistake"]]
+    assert time.monotonic() - started < 60

@@ -161,7 +161,11 @@ def test_an_output_that_was_published_and_lost_is_made_again(folder: Path) -> No
     assert table.read_bytes() == before
 
 
-def test_a_living_job_of_other_params_is_cancelled(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("max_page_mb: 10.0", "max_page_mb: 9.0"), ("timeout_min: 60, workers: 1}", "timeout_min: 60, workers: 2}")],
+)
+def test_a_living_job_of_other_params_or_workers_is_cancelled(folder: Path, old: str, new: str) -> None:
     first = subprocess.Popen(COMMAND, cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
     while not (jobs := list(folder.glob("work/crawl/*/job/job.json"))):
         assert first.poll() is None
@@ -170,10 +174,10 @@ def test_a_living_job_of_other_params_is_cancelled(folder: Path) -> None:
     first.wait()
     controller = psutil.Process(int(json.loads(jobs[0].read_text())[0]["job_id"]))
     controller.suspend()  # so that it surely still lives
-    edit(folder, "max_page_mb: 10.0", "max_page_mb: 9.0")
+    edit(folder, old, new)
     done = crawl(folder)
     assert done.returncode == 0, done.stderr
-    assert "which still works with other params" in done.stdout
+    assert "which still works with other params, inputs or workers" in done.stdout
     assert not controller.is_running() or controller.status() == psutil.STATUS_ZOMBIE
 
 
