@@ -160,7 +160,7 @@ def _write(
 
 
 class _Table:
-    """A Parquet file that grows by small tables, gathered into row groups so that it does not tell how they were cut."""
+    """A Parquet file that grows by small tables, gathered into groups so that it does not tell how they were cut."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
