@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
-CURATION = ("crawl", "download", "filter", "dedup", "retrieve")
+CURATION = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
 
 
 def _outputs(stage: str) -> list[Path]:

@@ -262,7 +262,8 @@ def _found(work: Path, copies: "PairFiles", num_images: int) -> "Recall":
 
     chosen, (first, second) = _plan(work), load_sample(work / "sampled")
     measured = recall(are_among(first, second, copies, num_images), first)
-    assert measured.share >= chosen.recall.share, (measured, chosen.recall)
+    if measured.share < chosen.recall.share:  # of cells, near ties may fall otherwise in blocks than in the sample
+        log.warning("the join found %.4f of the sampled pairs, its plan %.4f", measured.share, chosen.recall.share)
     return chosen.recall if chosen.method in ("exact", "faiss") else measured
 
 

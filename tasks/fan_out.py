@@ -67,7 +67,8 @@ def make_parts(
 
 def wait_for_parts(phase: Phase, values: dict[str, Any]) -> None:
     """Return when all parts are made, by this process or others of its job."""
-    while missing_parts(phase, values):
+    missing = missing_parts(phase, values)
+    while missing := [part for part in missing if not _mark(phase, part, values).exists()]:
         time.sleep(POLL_S)
 
 

@@ -118,11 +118,11 @@ def _curate(
     from dinov2.curation.retrieve.packing import pack, packing_parts
     from dinov2.distributed import all_reduce_sum, rank, world_size
 
-    good, blocks = _usable(pool, "pool", inputs["embed"], store)
+    good, blocks = _usable(pool, "pool", inputs["embed"], store, device)
     bad = set(range(len(pool))) - set(good)
     pool_rows = [pool[row] for row in good]
     if params.choose.kind == "seeds":
-        usable, seed_blocks = _usable(seeds, "seeds", inputs["embed"], store)
+        usable, seed_blocks = _usable(seeds, "seeds", inputs["embed"], store, device)
         seeds = [seeds[row] for row in usable]
         chosen = by_seeds(params.clusters, params.choose, blocks, seeds, seed_blocks, device=device)
     else:
@@ -156,14 +156,16 @@ def _curate(
     )
 
 
-def _usable(rows: list[Row], name: "SetName", embed: Path, store: Store) -> "tuple[list[int], Blocks]":
+def _usable(
+    rows: list[Row], name: "SetName", embed: Path, store: Store, device: "torch.device"
+) -> "tuple[list[int], Blocks]":
     """Those of the rows that have a descriptor of unit length, with it."""
     import numpy as np
 
     from dinov2.curation.retrieve.blocks import open_blocks, unusable
 
     blocks = open_blocks(embed, name, "semantic", rows, store)
-    good = np.setdiff1d(np.arange(len(rows)), unusable(blocks))
+    good = np.setdiff1d(np.arange(len(rows)), unusable(blocks, device))
     if not len(good):
         raise InputError(f"none of the {len(rows)} images of {name} has a usable descriptor in {embed}; look at embed")
     if len(good) < len(rows):

@@ -40,7 +40,7 @@ def read_embedded(embed: Path, name: SetName) -> list[dict[str, Any]]:
 
 
 def open_rows(embed: Path, sets: Sequence[SetName], kind: Kind, store: Store) -> "Rows":
-    """Descriptors of these sets, one after another, mapped into memory.
+    """Descriptors of these sets, one after another, read from disk where they are asked for.
 
     Raises InputError if a block is absent or damaged, if blocks differ in their number of dimensions, or if there are
     more or fewer rows than samples.
@@ -53,7 +53,7 @@ def open_rows(embed: Path, sets: Sequence[SetName], kind: Kind, store: Store) ->
         told = ", ".join(sets)
         raise InputError(f"{index} does not list {kind} descriptors of {told} ({error}); run embed again") from error
     store.check(names, needed_by=index)
-    blocks = [_map(store.local(name), needed_by=index) for name in names]
+    blocks = [_stored(store.local(name), needed_by=index) for name in names]
     shapes = {block.shape[1:] for block in blocks if len(block)}
     if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
         raise InputError(f"{index}: {kind} descriptors of {', '.join(sets)} have several sizes; run embed again")
@@ -65,9 +65,9 @@ def open_rows(embed: Path, sets: Sequence[SetName], kind: Kind, store: Store) ->
     return rows
 
 
-def _map(file: Path, *, needed_by: Path) -> NDArray[np.floating]:
+def _stored(file: Path, *, needed_by: Path) -> "Stored":
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        return Stored(file)
     except (ValueError, EOFError) as error:
         sentence = f"{needed_by}: blob {file.name} is damaged ({error}); delete it and run embed again"
         raise InputError(sentence) from error
@@ -89,13 +89,31 @@ def unit_rows(raw: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return vectors
 
 
+class Stored:
+    """An array on disk, opened for each look: a map that stays open keeps a file descriptor, and blocks are many."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        mapped = self._open()
+        self.shape, self.dtype = mapped.shape, mapped.dtype
+
+    def _open(self) -> NDArray[Any]:
+        return np.load(self._file, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Int[np.ndarray, " n"]) -> NDArray[Any]:
+        return np.array(self._open()[rows])
+
+
 class Rows:
     """Blocks of descriptors, one after another. Memory is that of what is asked for.
 
     A row that can't be compared (NaN, infinite, or not of unit length) reads as zeros, which are similar to nothing.
     """
 
-    def __init__(self, blocks: Sequence[NDArray[np.floating]]) -> None:
+    def __init__(self, blocks: Sequence[NDArray[np.floating] | Stored]) -> None:
         self.blocks = [block for block in blocks if len(block)]
         self.starts = np.cumsum([0, *(len(block) for block in self.blocks)])
 

@@ -13,6 +13,7 @@ STAGES = {
     "crawl": "image links found in the pages",
     "download": "links followed",
     "filter": "images looked at one by one",
+    "embed": "images described",
     "dedup": "images compared with each other",
     "retrieve": "unique images compared with the seeds",
 }

@@ -72,6 +72,7 @@ def test_ranks_tell_what_another_n_would_bring_in(outputs: Outputs) -> None:
 def test_pairs_on_either_side_of_the_threshold_are_found(outputs: Outputs) -> None:
     folders = outputs.folders
     asked = thresholds(read_record(folders["dedup"])["params"])  # pyright: ignore[reportOptionalSubscript]
+    asked[1] = asked[1]._replace(folder="label/")  # as a person may write it
     copies, held_out = borderlines(
         params(), asked, embed=folders["embed"], dedup=folders["dedup"], store=outputs.store
     )
@@ -85,6 +86,8 @@ def test_pairs_on_either_side_of_the_threshold_are_found(outputs: Outputs) -> No
     assert all(0.895 <= pair.cosine < 0.995 for pair in copies.kept)
     assert copies.kept
     assert held_out.num_removed == 1
+    assert held_out.chart is not None
+    assert held_out.chart.num == 9
     assert held_out.removed[0].witness_id == "e" * 64
     assert copies.chart is not None
     assert copies.chart.num == 9

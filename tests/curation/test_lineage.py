@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from curation_outputs import Outputs, write_outputs
 
+from dinov2.curation.descriptors import EMBEDDED
 from dinov2.curation.lineage import as_text, main
-from dinov2.curation.looking.trace import chain, trace
+from dinov2.curation.looking.trace import chain, fate, trace
 from dinov2.params import InputError
-from dinov2.records import REMOVED, read_table, write_table
+from dinov2.records import MANIFEST, REMOVED, read_table, write_table
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,22 @@ def test_chain_ends_where_the_witness_has_the_same_bytes(outputs: Outputs, tmp_p
     same = {"id": "a" * 64, "reason": "copy", "witness_id": "a" * 64, "cosine": 1.0}
     write_table(tmp_path / "dedup/removed.parquet", REMOVED, [same])
     assert [link.witness_id for link in chain(tmp_path, "a" * 64)] == ["a" * 64]
+
+
+def test_stories_without_a_witness_end_and_name_the_stage(outputs: Outputs, tmp_path: Path) -> None:
+    ids = [digit * 64 for digit in "abc"]
+    bad = {"id": ids[0], "reason": "bad_descriptor"}
+    circle = {"id": ids[1], "reason": "copy", "witness_id": ids[1], "cosine": 1.0}
+    write_table(tmp_path / "dedup/removed.parquet", REMOVED, [bad, circle, {**circle, "id": ids[2]}])
+    write_table(tmp_path / "embed/removed/pool.parquet", REMOVED, [{"id": "d" * 64, "reason": "undecodable"}])
+    rows = [dict.fromkeys(EMBEDDED.names) | {"id": image, "width": 1, "height": 1} for image in ids]
+    write_table(tmp_path / "embed/pool.parquet", EMBEDDED, rows)
+    write_table(tmp_path / "filter/manifest.parquet", MANIFEST, [{"id": "f" * 64}])
+    assert chain(tmp_path, ids[0]) == []
+    assert trace(tmp_path, ids[0]).events[-1].facts == ["bad_descriptor"]
+    assert trace(tmp_path, ids[2]).events[-1].outcome == "dropped"
+    assert fate(tmp_path, "d" * 64) == "dropped by embed: undecodable"
+    assert fate(tmp_path, "f" * 64) == "kept so far"
 
 
 def test_blurred_image_is_followed_from_either_end(outputs: Outputs) -> None:

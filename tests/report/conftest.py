@@ -21,6 +21,7 @@ DROPPED = {
     "crawl": {"forbidden_domain": 4, "not_http": 2},
     "download": {"http_404": 5},
     "filter": {"near_constant": 3, "does_not_decode": 1, "same_hash": 2},
+    "embed": {"undecodable": 1},
     "dedup": {"near_copy": 6},
     "retrieve": {"not_retrieved": 8},
 }
@@ -71,8 +72,7 @@ def write_run(root: Path, images: list[bytes]) -> Run:
     _curate(outputs, writer.rows)
     for stage in ("bootstrap", "pretrain", "highres"):
         _train(outputs[stage], stage)
-    for stage in ("embed", "distill"):
-        _record(outputs[stage], stage, 10, {})
+    _record(outputs["distill"], "distill", 10, {})
     for student in ("demo-s", "demo-b"):
         _train(outputs["distill"] / student, "distill")
     _evaluate(outputs["evaluate"])

@@ -86,7 +86,7 @@ def test_page_tells_task_summary_and_what_is_missing(report: Report) -> None:
 
 def test_funnel_adds_up_and_says_so_where_it_does_not(own_run) -> None:
     steps = read_funnel(own_run.outputs)
-    assert [step.stage for step in steps] == ["crawl", "download", "filter", "dedup", "retrieve"]
+    assert [step.stage for step in steps] == ["crawl", "download", "filter", "embed", "dedup", "retrieve"]
     for step, following in pairwise(steps):
         assert step.num_in == step.num_kept + sum(reason.num for reason in step.reasons)
         assert following.num_in == step.num_kept

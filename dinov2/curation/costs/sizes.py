@@ -147,7 +147,7 @@ def _value(values: object, *path: str) -> Any:
 
 def _check(assumed: Assumed) -> None:
     for name, value in assumed._asdict().items():
-        if isinstance(value, float | int) and value <= 0:
+        if isinstance(value, float | int) and (value < 0 or (value == 0 and name != "gpus")):
             raise InputError(f"--{name} is {value:g}; take a number above 0")
     for name in ("peak_share", "with_copies", "chosen"):
         if getattr(assumed, name) > 1:

@@ -19,6 +19,10 @@ URL_MEMORY = 100
 """Of a URL that was seen, in a table of hashes."""
 PAIR_MEMORY = 300
 """Of an image that has a copy, where components are found."""
+RETRIEVED_ROWS, PACKED_SHARDS = 16384, 8
+"""Rows of a block, and shards of a part, of retrieve: BLOCK_ROWS and SHARDS_A_PART there."""
+ROW_MEMORY = 2000
+"""Of a row of a table that retrieve holds as Python objects, in every process."""
 FLOAT16, FLOAT32 = 2, 4
 
 
@@ -111,15 +115,17 @@ def retrieve(sizes: Sizes, _: Rates) -> list[Work]:
     vectors = a.images * sizes.semantic_dims * FLOAT16
     a_seed = sizes.semantic_dims * FLOAT16 + sizes.neighbors * 12
     centroids = sizes.num_clusters * sizes.semantic_dims
-    block = min(sizes.embed_rows, a.images) * sizes.semantic_dims * FLOAT32
-    passes, blocks = sizes.num_iterations + 1, _parts(a.images, sizes.embed_rows)
+    block = min(RETRIEVED_ROWS, a.images) * sizes.semantic_dims * FLOAT32
+    passes, blocks = sizes.num_iterations + 1, _parts(a.images, RETRIEVED_ROWS)
+    tables, sample = (a.images + a.seeds) * ROW_MEMORY, 16 * centroids * FLOAT32
     stored = (a.images * a.chosen + a.seeds) * a.image_kb * 1e3
     return [
         Work("k-means", flops=2 * a.images * centroids * passes, read=vectors * passes, written=4 * a.images,
-             memory=centroids * (FLOAT32 + 8) + block + 4 * a.images, parts=blocks, on_gpu=True),
+             memory=centroids * (FLOAT32 + 8) + sample + block + 4 * a.images + tables, parts=blocks, on_gpu=True),
         Work("neighbours", flops=2 * a.seeds * vectors / FLOAT16, read=vectors, written=a.seeds * sizes.neighbors * 16,
-             memory=a.seeds * a_seed + block, parts=blocks, on_gpu=True),
-        Work("packing", read=stored, written=stored, parts=_parts(stored / 1e6, sizes.shard_mb)),
+             memory=a.seeds * a_seed + block + tables, parts=blocks, on_gpu=True),
+        Work("packing", read=stored, written=stored, memory=tables,
+             parts=_parts(stored / 1e6, PACKED_SHARDS * sizes.shard_mb)),
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from dinov2.curation.dedup.join import EXACT, Pairs, merged, pairs_above
 from dinov2.curation.dedup.pairs import save_array
 from dinov2.curation.dedup.products import Engine
 from dinov2.curation.dedup.recall import sampled_rows
-from dinov2.curation.descriptors import Rows
+from dinov2.curation.descriptors import Rows, Stored
 
 NUM_VISITS = (1, 2, 4, 8, 16, 32, 64)
 LOAD_ROWS = 4096
@@ -34,10 +34,18 @@ class Visits(NamedTuple):
     """Where each cell's visits start in `order`."""
 
 
+class StoredVisits(NamedTuple):
+    """Visits on disk."""
+
+    cells: Stored
+    order: Stored
+    bounds: Stored
+
+
 class AllVisits(NamedTuple):
     """Of all blocks, read from disk where needed."""
 
-    blocks: list[Visits]
+    blocks: list[StoredVisits]
     starts: list[int]
     """Number of each block's first row."""
 
@@ -101,9 +109,9 @@ def save_visits(folder: Path, block: int, visits: Visits) -> None:
 
 
 def load_visits(folder: Path, num_blocks: int, block_rows: int) -> AllVisits:
-    """The visits of all blocks, mapped into memory."""
+    """The visits of all blocks, read from disk where they are asked for."""
     paths = [[folder / f"{block:06d}-{name}.npy" for name in Visits._fields] for block in range(num_blocks)]
-    blocks = [Visits(*(np.load(path, mmap_mode="r") for path in block)) for block in paths]
+    blocks = [StoredVisits(*(Stored(path) for path in block)) for block in paths]
     return AllVisits(blocks, [block * block_rows for block in range(num_blocks)])
 
 
@@ -136,7 +144,8 @@ def _of_cell(cell: int, visits: AllVisits) -> tuple[NDArray[np.int64], NDArray[n
     """Rows that belong to a cell, and rows that only visit it, in order."""
     own, visiting = [], []
     for block, start in zip(*visits, strict=True):
-        row, place = np.divmod(block.order[block.bounds[cell] : block.bounds[cell + 1]], block.cells.shape[1])
+        low, high = block.bounds[cell : cell + 2].tolist()
+        row, place = np.divmod(block.order[low:high], block.cells.shape[1])
         own.append(np.sort(row[place == 0]) + start)
         visiting.append(np.sort(row[place > 0]) + start)
     return np.concatenate(own), np.concatenate(visiting)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 
-from dinov2.curation.dedup.join import Pairs
+from dinov2.curation.dedup.join import Pairs, merged
 
 RECORD = np.dtype([("first", "<i8"), ("second", "<i8"), ("cosine", "<f4")])
 
@@ -66,19 +66,29 @@ def are_among(
 
 
 class PairFiles:
-    """The pairs of files, one file at a time each time they are gone through.
+    """The pairs of files, some files at a time each time they are gone through: about `at_once` pairs.
 
     Of `rows`, if given, rows are named by their place in it.
     """
+
+    at_once = 1 << 24
 
     def __init__(self, paths: Sequence[Path], rows: Int[np.ndarray, " n"] | None = None) -> None:
         self.paths = paths
         self.rows = rows
 
     def __iter__(self) -> Iterator[Pairs]:
+        gathered: list[Pairs] = []
         for path in self.paths:
-            pairs = load_pairs(path)
-            if self.rows is not None:
-                first, second = (np.searchsorted(self.rows, index) for index in (pairs.first, pairs.second))
-                pairs = Pairs(first, second, pairs.cosine)
-            yield pairs
+            gathered.append(load_pairs(path))
+            if sum(len(pairs.first) for pairs in gathered) >= self.at_once:
+                yield self._named(merged(gathered))
+                gathered = []
+        if gathered:
+            yield self._named(merged(gathered))
+
+    def _named(self, pairs: Pairs) -> Pairs:
+        if self.rows is None:
+            return pairs
+        first, second = (np.searchsorted(self.rows, index) for index in (pairs.first, pairs.second))
+        return Pairs(first, second, pairs.cosine)

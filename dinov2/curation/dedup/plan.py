@@ -159,7 +159,7 @@ def load_plan(folder: Path) -> Plan:
     values: dict[str, Any] = json.loads((folder / "plan.json").read_text())
     rotated, divided = values["method"] == "rotation", values["method"] == "cells"
     frame = np.load(folder / "frame.npy") if rotated else None
-    centroids = np.load(folder / "centroids.npy") if divided else None
+    centroids = np.load(folder / "centroids.npy", mmap_mode="r") if divided else None
     return Plan(
         values["method"], Screen(frame, values["score"]), centroids, values["num_visits"], Recall(*values["recall"])
     )

@@ -41,9 +41,11 @@ class TorchEngine:
     def __init__(self, device: Device, precision: Precision) -> None:
         import torch
 
+        from dinov2.distributed import local_device
+
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("dedup.device is cuda, and there is no CUDA device; set it to cpu or run the job on one")
-        self.device = torch.device(device)
+        self.device = local_device() if device == "cuda" else torch.device(device)
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.tile = CPU_TILE if device == "cpu" else CUDA_TILE
         self.margin = BF16_MARGIN if precision == "bf16" else MARGIN

@@ -31,6 +31,7 @@ from dinov2.curation.params import CopyParams, OursParams, SemanticParams, Thumb
 from dinov2.curation.sniff import sniff_mime
 from dinov2.data.decode import DecodeError, decode_rgb
 from dinov2.data.view import center_crop
+from dinov2.distributed import local_device
 from dinov2.hub import load_backbone
 from dinov2.shards import EXTENSIONS
 
@@ -104,7 +105,7 @@ class Embedder:
 
     def __init__(self, bootstrap: Path, semantic: SemanticParams, copy: CopyParams, *, batch_size: int) -> None:
         """Raises InputError if a network is absent or wrong."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = local_device()
         turn = Lock() if device.type == "cuda" else nullcontext()  # one batch at a time on the GPU, decoding goes on
         self.batch_size = batch_size
         with one_thread():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2.curation.dedup.decontaminate import set_of_each
 from dinov2.curation.descriptors import open_rows
 from dinov2.curation.looking.chart import Chart, histogram
 from dinov2.curation.looking.near import Blocks, nearest
@@ -71,6 +72,8 @@ def borderlines(
     """A part for every threshold; all compare the same sample of the pool."""
     pool = Blocks(embed, "pool", "copy", store, max_rows=params.max_rows, seed=params.seed)
     held_out = open_rows(embed, ["evaluation"], "copy", store)
+    folders = {one.reason: one.folder for one in asked if one.folder is not None}
+    homes = set_of_each(embed, folders) if folders else np.empty(0, np.int64)
     sampled = pool.draw_rows(params.num_sampled, params.seed)
     vectors = pool.rows.take(sampled)
     parts = []
@@ -79,7 +82,7 @@ def borderlines(
             cosine, index = nearest(vectors, pool, NEIGHBORS, leave_out=sampled)
             name = "pool"
         else:
-            rows = _rows_below(embed / "evaluation.parquet", threshold.folder, [one.folder for one in asked])
+            rows = np.flatnonzero(homes == list(folders).index(threshold.reason))
             cosine, index = nearest(vectors, [(0, held_out.take(rows))] if len(rows) else [], NEIGHBORS)
             index, name = rows[index] if len(rows) else index, "evaluation"
         kept = _kept(params, cosine, sampled, index, threshold.min_cosine, embed=embed, dedup=dedup, name=name)
@@ -87,21 +90,6 @@ def borderlines(
         chart = histogram(cosine[:, :1].ravel(), {"threshold": threshold.min_cosine})
         parts.append(Borderline(threshold, removed, kept, num_removed, chart))
     return parts
-
-
-def _rows_below(table: Path, folder: str, folders: list[str | None]) -> NDArray[np.int64]:
-    """Rows whose path lies below `folder`, and below no longer one of `folders`."""
-    longer = [f"{other}/" for other in folders if other and len(other) > len(folder)]
-    rows, start = [], 0
-    for batch in batches(table, ["path"]):
-        paths = batch["path"].to_pylist()
-        rows += [
-            start + i
-            for i, path in enumerate(paths)
-            if (not folder or path.startswith(f"{folder}/")) and not path.startswith(tuple(longer))
-        ]
-        start += len(paths)
-    return np.array(rows, np.int64)
 
 
 def _removed(params: InspectParams, table: Path, reason: str, threshold: float) -> tuple[list[Pair], int]:
@@ -143,7 +131,8 @@ def _kept(
     edges = np.linspace(threshold - BAND, threshold, params.num_pairs + 1)
     row, rank = np.nonzero((cosine >= edges[0]) & (cosine < threshold))
     left, right = _ids(embed / "pool.parquet", first[row]), _ids(embed / f"{name}.parquet", second[row, rank])
-    gone = {row["id"] for row in rows_with(dedup / "removed.parquet", "id", {*left.values(), *right.values()})}
+    tested = {*left.values(), *(right.values() if name == "pool" else ())}  # an evaluation image is never removed
+    gone = {row["id"] for row in rows_with(dedup / "removed.parquet", "id", tested)}
     steps: dict[int, Pair] = {}
     seen: set[frozenset[str]] = set()
     for i, j in zip(row.tolist(), rank.tolist(), strict=True):

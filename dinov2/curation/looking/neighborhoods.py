@@ -69,7 +69,7 @@ class Neighborhoods(NamedTuple):
 def neighborhoods(
     params: InspectParams, *, embed: Path, dedup: Path, retrieve: Path, store: Store, choose: Mapping[str, Any]
 ) -> Neighborhoods:
-    """Panels of seeds spread evenly over those that dedup kept, and ranks of a sample of them."""
+    """Panels of seeds spread evenly over those that dedup kept, and ranks of a sample of all that were embedded."""
     table = dedup / "seeds.parquet"
     num_seeds = num_rows(table)
     shown = _evenly(num_seeds, params.num_seeds)

@@ -69,6 +69,8 @@ def chain(data: Path, image: str) -> list[Link]:
     """
     links: list[Link] = []
     while image not in {link.id for link in links} and (found := _lost(data, "dedup", image)):
+        if found["witness_id"] is None:
+            break
         links.append(Link(image, found["reason"], found["witness_id"], found["cosine"]))
         image = found["witness_id"]
     return links
@@ -80,10 +82,16 @@ def fate(data: Path, image: str) -> str:
         return f"in the curated set ({curated[0]['origin']})"
     if rows_with(data / "embed/evaluation.parquet", "id", [image]):
         return "an evaluation image"
-    for stage in ("retrieve", "dedup", "filter"):
+    for stage in ("retrieve", "dedup"):
         if lost := _lost(data, stage, image):
             return f"dropped by {stage}: {lost['reason']}"
-    return "kept so far" if any(_places(data, image)) else "in no table"
+    for name in SETS:
+        if lost := _first(_removed(data, "embed", f"removed/{name}", image)):
+            return f"dropped by embed: {lost['reason']}"
+    if any(_places(data, image)) or rows_with(data / "filter/manifest.parquet", "id", [image]):
+        return "kept so far"
+    lost = _lost(data, "filter", image)
+    return f"dropped by filter: {lost['reason']}" if lost else "in no table"
 
 
 def _whole_id(data: Path, prefix: str) -> str:
@@ -193,6 +201,8 @@ def _deduplicated(data: Path, image: str, images: list[tuple[str, str]]) -> Iter
     if links:
         steps = [f"{link.reason} of {link.witness_id}, cosine {_cosine(link.cosine)}" for link in links]
         yield Event("dedup", "dropped", [*steps, f"the last of these is {fate(data, links[-1].witness_id)}"])
+    elif lost := _lost(data, "dedup", image):
+        yield Event("dedup", "dropped", [lost["reason"]])
     elif any(rows_with(data / f"dedup/{table}.parquet", "id", [image]) for table in ("manifest", "seeds")):
         stands_for = _stands_for(data, image)
         group = f"stands for {len(stands_for)} copies: {_some(stands_for)}" if stands_for else "no copy of it was found"
@@ -205,7 +215,8 @@ def _stands_for(data: Path, image: str) -> list[str]:
     found, newest = [], [image]
     while newest:
         tables = (data / f"dedup/{name}.parquet" for name in ("removed", "seeds_removed"))
-        newest = [row["id"] for table in tables for row in rows_with(table, "witness_id", newest)]
+        rows = [row["id"] for table in tables for row in rows_with(table, "witness_id", newest)]
+        newest = [copy for copy in dict.fromkeys(rows) if copy not in {image, *found}]
         found += newest
     return found
 

@@ -48,14 +48,17 @@ def is_own(rows: Int[np.ndarray, " r"]) -> Bool[np.ndarray, " r"]:
     return rows // BLOCK_ROWS % world_size() == rank()
 
 
-def unusable(blocks: Blocks) -> Int[np.ndarray, " r"]:
-    """Rows that are not of unit length, so that they can't be compared: NaN is one. To be called by all processes."""
+def unusable(blocks: Blocks, device: torch.device) -> Int[np.ndarray, " r"]:
+    """Rows that are not of unit length, so that they can't be compared: NaN is one.
+
+    To be called by all processes, which meet on their `device`.
+    """
     wrong = torch.zeros(blocks.num_rows(), dtype=torch.uint8)
     for number in own_blocks(blocks):
         rows = rows_of(blocks, number)
         lengths = np.linalg.norm(blocks.take(rows).astype(np.float32), axis=1)
         wrong[rows[0] : rows[-1] + 1] = torch.from_numpy(~is_unit(lengths))
-    return np.flatnonzero(all_reduce_sum(wrong).numpy())
+    return np.flatnonzero(all_reduce_sum(wrong.to(device)).cpu().numpy())
 
 
 def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

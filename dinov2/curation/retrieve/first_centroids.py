@@ -55,20 +55,20 @@ class _Sample:
     def __init__(self, blocks: Blocks, rows: NDArray[np.int64], device: torch.device) -> None:
         self.mine = np.flatnonzero(is_own(rows))
         vectors = blocks.take(rows[self.mine])
-        self.vectors = on_grid(torch.from_numpy(vectors).to(device)).double()
+        self.vectors = on_grid(torch.from_numpy(vectors).to(device))
         self.size = len(rows)
 
     def take(self, places: NDArray[np.int64]) -> Tensor:
         """These vectors, in all processes."""
-        taken = self.vectors.new_zeros(len(places), self.vectors.shape[1])
+        taken = self.vectors.new_zeros(len(places), self.vectors.shape[1], dtype=torch.float64)
         own = np.flatnonzero(np.isin(places, self.mine))
-        taken[own] = self.vectors[np.searchsorted(self.mine, places[own])]
+        taken[own] = self.vectors[np.searchsorted(self.mine, places[own])].double()
         return all_reduce_sum(taken)
 
     def distance(self, centroids: Tensor) -> NDArray[np.float64]:
         """1 - cosine of each to the nearest of `centroids`, in all processes."""
         result = torch.zeros(self.size, dtype=torch.float64, device=self.vectors.device)
-        pieces = [(rows @ centroids.T).amax(1) for rows in self.vectors.split(CHUNK_ROWS)]
+        pieces = [(rows.double() @ centroids.T).amax(1) for rows in self.vectors.split(CHUNK_ROWS)]
         if pieces:
             result[self.mine] = (1 - torch.cat(pieces)).clamp(min=0)
         return all_reduce_sum(result).cpu().numpy()

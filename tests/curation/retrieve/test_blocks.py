@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dinov2.curation.descriptors import EMBEDDED, store_block
 from dinov2.curation.retrieve import blocks
@@ -62,4 +63,4 @@ def test_unusable_names_all_rows(monkeypatch: pytest.MonkeyPatch, block_rows: in
     monkeypatch.setattr(blocks, "BLOCK_ROWS", block_rows)
     vectors = VECTORS.copy()
     vectors[1], vectors[4], vectors[6] = np.nan, 0, 0.5
-    np.testing.assert_array_equal(unusable(InMemory(vectors)), [1, 4, 6])
+    np.testing.assert_array_equal(unusable(InMemory(vectors), torch.device("cpu")), [1, 4, 6])
