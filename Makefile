@@ -22,7 +22,7 @@ export DO_NOT_TRACK = 1
 export DVC_NO_ANALYTICS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help venv ready demo test test-slow lint up down mlflow use clean
+.PHONY: help venv ready demo test test-slow test-cluster chaos lint up down mlflow use doctor clean
 
 help:
 	@sed -n 's/^##  *//p' $(firstword $(MAKEFILE_LIST))
@@ -59,11 +59,25 @@ demo: ready
 
 ##  make test          linters, types, import contracts and tests
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not cluster"
 
 ##  make test-slow     the tests that take long: several processes at other numbers, hangs
 test-slow: ready
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster"
+
+##  make test-cluster  jobs on a real SLURM of four nodes, which it starts on this machine (root, Debian)
+test-cluster: ready
+	@if test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null; then \
+		echo "not run: the test cluster needs root and apt-get, to install and start Debian's slurmctld and slurmd"; \
+	elif ! { command -v slurmctld && command -v slurmd && command -v sbatch && command -v munged; } >/dev/null && \
+		! { apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install -y --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; }; then \
+		echo "not run: apt-get could not install slurmctld, slurmd, slurm-client and munge; it says why above"; \
+	else $(BIN)/python -m pytest -q -m cluster tests/cluster; fi
+
+##  make chaos SEED=0  breaks a small demo run 30 times over; its artifacts must not change
+chaos: ready
+	PYTHONPATH=.:tests $(BIN)/python -m chaos --seed $(or $(SEED),0) --out work/chaos.md
 
 lint: ready
 	$(BIN)/ruff check .
@@ -87,6 +101,10 @@ use:
 	@test -n "$(PRESET)" && test -f presets/$(PRESET).yaml || { \
 		echo "no preset '$(PRESET)'; give PRESET= one of: $(basename $(notdir $(wildcard presets/*.yaml)))" >&2; exit 2; }
 	cp presets/$(PRESET).yaml params.yaml
+
+##  make doctor        looks at everything a run needs, before anything starts
+doctor: ready
+	$(BIN)/python -m tasks.doctor
 
 ##  make clean         removes everything that runs made: data, work, inputs, store, tracking, DVC's cache
 clean:

@@ -63,7 +63,7 @@ def judged(data: Path, manifest: list[dict[str, Any]], seed: int, folder: Path) 
     write_table(folder / "set/manifest.parquet", CURATED, manifest)
     backbone = folder / "backbone"
     backbone.mkdir()
-    store = Store(validate(StoreParams, {"url": str(data.parent / "store"), "cache": str(folder)}, where="store"))
+    store = Store(StoreParams(url=str(data.parent / "store"), cache=str(folder), remote=None))
     pretrain = validate(tasks.pretrain.PretrainParams, recipe, where="recipe")
     tasks.pretrain.run(pretrain, retrieve=folder / "set", out=backbone, work=folder / "work", store=store)
     evaluate = validate(tasks.evaluate.EvaluateParams, {**params["evaluate"], "seed": seed}, where="evaluate")

@@ -120,7 +120,7 @@ def _timed(stage: str, options: list[str], folder: Path) -> float:
 def dedup_seconds(num: int, folder: Path) -> float:
     """CPU time of the command of dedup on `num` random descriptors, with the exact join."""
     folder.mkdir()
-    store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache")))
+    store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache"), remote=None))
     row = {"shard": "none", "offset": 0, "length": 1, "width": 60, "height": 50, "mime": "image/jpeg"}
     rows = [{**row, "id": f"{number:064x}", "url": str(number), "path": str(number)} for number in range(num + 20)]
     sets = {"pool": rows[:num], "seeds": rows[num : num + 10], "evaluation": rows[num + 10 :]}

@@ -42,7 +42,7 @@ NEIGHBOURS = 64
 
 def write_inputs(folder: Path, vectors: NDArray[np.float16]) -> None:
     """Inputs of the stage: one seed, one evaluation image like nothing else, and the rows as pool."""
-    store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache")))
+    store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache"), remote=None))
     away = np.zeros((1, vectors.shape[1]), np.float16)
     away[0, 0] = 1
     sets = {"seeds": away, "evaluation": -away, "pool": vectors}
@@ -64,7 +64,7 @@ def ours(folder: Path, method: str, precision: str, cosine: float) -> dict[str, 
         "min_recall": MIN_RECALL, "sample_rows": 2048, "seed": 0, "block_rows": BLOCK_ROWS, "device": "cpu",
         "precision": precision, "warn_component_share": 1.0,
     }  # fmt: skip
-    store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache")))
+    store = Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache"), remote=None))
     params = validate(DedupParams, values, where="benchmark")
     folders = {name: folder / name for name in ("filter", "embed", "work")}
     given = {"params": params, "store": store, **folders}

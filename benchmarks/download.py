@@ -91,7 +91,7 @@ def write_warc(path: Path, num_images: int) -> list[int]:
 
 def measure(folder: Path, params: DownloadParams) -> list[tuple[str, float, float]]:
     """CPU seconds and greatest megabytes so far, by phase."""
-    store = Store(StoreParams(url=str(folder / "store"), cache=""))
+    store = Store(StoreParams(url=str(folder / "store"), cache="", remote=None))
     values: dict[str, Any] = {"params": params, "crawl_records": folder, "crawl": folder, "work": folder / "work"}
     rows = []
     for phase in download.PHASES:

@@ -51,7 +51,7 @@ def write_blocks(work: Path, num_blocks: int) -> None:
 def finish(work: Path, num_blocks: int, queue: Any) -> None:
     """What the stage does after embedding."""
     started = time.process_time()
-    store = Store(StoreParams(url=str(work / "store"), cache=str(work / "cache")))
+    store = Store(StoreParams(url=str(work / "store"), cache=str(work / "cache"), remote=None))
     pool = spans(num_blocks)
     files = {"pool": [span.file(work / "blocks", ".npz") for span in pool]}
     fit(files, THUMBNAIL, work / "fitted", num_rows={"pool": pool[-1].stop})

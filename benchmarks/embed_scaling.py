@@ -102,7 +102,7 @@ def pack(folders: list[Path], num: int, root: Path) -> None:
 
 def store_below(root: Path) -> Store:
     """The store of a benchmark's folder."""
-    return Store(StoreParams(url=str(root / "store"), cache=str(root / "cache")))
+    return Store(StoreParams(url=str(root / "store"), cache=str(root / "cache"), remote=None))
 
 
 def save_random(params: ViTParams, folder: Path) -> None:

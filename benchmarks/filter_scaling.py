@@ -67,7 +67,7 @@ def main() -> None:
 def pack(folders: list[Path], num: int, root: Path) -> Store:
     """Evenly spaced photographs of the folders in shards, with a manifest below `root`."""
     files = sorted(path for folder in folders for path in folder.rglob("*.jpg"))
-    store = Store(StoreParams(url=str(root / "store"), cache=""))
+    store = Store(StoreParams(url=str(root / "store"), cache="", remote=None))
     with ShardWriter(store, root / "packing", shard_mb=100) as writer:
         for index in np.linspace(0, len(files) - 1, num).astype(int):
             row = {"mime": "image/jpeg", "url": str(files[index]), "page_url": "", "width": None, "height": None}

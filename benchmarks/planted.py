@@ -103,8 +103,6 @@ def run_stages(work: Path, params: dict[str, Any], stages: list[str]) -> None:
     commands = yaml.load(ROOT / "dvc.yaml")["stages"]
     for stage in stages:
         command = commands[stage]["cmd"]
-        for name, value in params["inputs"].items():
-            command = command.replace(f"${{inputs.{name}}}", value)
         words = [sys.executable, *command.split()[1:]]
         environment = {"PYTHONPATH": str(ROOT), "PATH": str(Path(sys.executable).parent) + ":/usr/bin:/bin"}
         done = subprocess.run(words, cwd=work, env=environment, check=False, capture_output=True, text=True)

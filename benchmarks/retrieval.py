@@ -58,7 +58,7 @@ def found(
     centroids = spherical_kmeans(pool, **clusters.model_dump(), device=CPU).centroids
     of_pool, _ = assign(pool, centroids, precision="fp32", device=CPU)
     of_seeds, _ = assign(InMemory(seeds), centroids, precision="fp32", device=CPU)
-    given = Seeds(seeds, labels[is_seed].tolist(), of_seeds)
+    given = Seeds(InMemory(seeds), labels[is_seed].tolist(), of_seeds)
     sides: Sides = []
     for num in (4, 16):
         for name, from_many in ((f"sample, N = {num}", 0), (f"cluster, M = {num}", 10**9)):

@@ -87,6 +87,22 @@ def sample_by(table: Path, column: str, num: int, seed: int) -> dict[str, tuple[
     return {value: (counts[value], [row for _, row in best[value]]) for value in sorted(counts)}
 
 
+def first_by_id(
+    table: Path, column: str, num: int, where: pc.Expression | None = None
+) -> dict[str, tuple[int, list[Row]]]:
+    """For each value of `column`: its number of rows, and the `num` of least id, or all, in rising order of ids."""
+    counts: dict[str, int] = {}
+    best: dict[str, pa.Table] = {}
+    for batch in batches(table, where=where):
+        piece = pa.table(batch)
+        for value in piece[column].unique().to_pylist():
+            members = piece.filter(ds.field(column) == value)
+            counts[value] = counts.get(value, 0) + len(members)
+            both = pa.concat_tables([best[value], members]) if value in best else members
+            best[value] = both.sort_by("id").slice(0, num)
+    return {value: (counts[value], best[value].to_pylist()) for value in sorted(counts)}
+
+
 def read_record(folder: Path) -> Row | None:
     """`record.json` of a stage's output; None where there is none. Raises InputError if it is damaged."""
     return _read_json(folder / "record.json")

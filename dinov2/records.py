@@ -141,6 +141,17 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None if there is no such file, or one that a power cut damaged, which is put aside."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:  # JSON's and UTF-8's errors are of this kind
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        return None
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as stream:

@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from dinov2.records import check_columns, opening
 
 BATCH_ROWS = 65_536
 GROUP_BYTES = 64 << 20  # of text: a data: URI is long
+WHOLE_ROWS, WHOLE_BYTES = 1 << 20, 1 << 30  # of a row group as write_table makes it; the bytes only bound memory
 
 
 @contextmanager
@@ -28,9 +31,9 @@ def open_table(path: Path, schema: pa.Schema | None = None) -> Iterator[pq.Parqu
         yield table
 
 
-def num_rows(path: Path) -> int:
+def num_rows(path: Path, schema: pa.Schema | None = None) -> int:
     """Rows of a table, from its footer; errors as `open_table`."""
-    with open_table(path) as table:
+    with open_table(path, schema) as table:
         return table.metadata.num_rows
 
 
@@ -70,6 +73,21 @@ def read_rows(path: Path, schema: pa.Schema, start: int, stop: int) -> list[dict
         return rows
 
 
+def take_rows(path: Path, schema: pa.Schema, places: Int[np.ndarray, " n"]) -> Iterator[pa.RecordBatch]:
+    """Rows at rising `places`, in pieces; reads only the row groups that they lie in. Errors as `open_table`."""
+    with open_table(path, schema) as table:
+        start = 0
+        for group in range(table.num_row_groups):
+            end = start + table.metadata.row_group(group).num_rows
+            low, high = np.searchsorted(places, [start, end])
+            for batch in _batches(table, [group] if low < high else [], schema.names):
+                low, high = np.searchsorted(places, [start, start + len(batch)])
+                if low < high:
+                    yield batch.select(schema.names).take(pa.array(places[low:high] - start))
+                start += len(batch)
+            start = end
+
+
 def distinct(path: Path, schema: pa.Schema, column: str) -> Iterator[Any]:
     """Values of a column, each once."""
     seen: set[Any] = set()
@@ -99,6 +117,27 @@ def join_tables(pieces: Iterable[Path], schema: pa.Schema, path: Path) -> int:
             total += table.num_rows
             if table.num_rows:
                 writer.write_table(table)
+    return total
+
+
+def write_pieces(path: Path, schema: pa.Schema, pieces: Iterable[pa.RecordBatch | pa.Table]) -> int:
+    """Write pieces, in their order, as one table; returns its number of rows.
+
+    The file does not tell how it was cut: it is that of `records.write_table`, of which a row group is held at a time.
+    """
+    total, held, num, num_bytes = 0, [schema.empty_table()], 0, 0
+    with write_batches(path, schema) as writer:
+        for piece in pieces:
+            held.append(pa.Table.from_batches([piece]) if isinstance(piece, pa.RecordBatch) else piece)
+            num, num_bytes, total = num + len(piece), num_bytes + piece.nbytes, total + len(piece)
+            if num >= WHOLE_ROWS or num_bytes >= WHOLE_BYTES:
+                table = pa.concat_tables(held)
+                ready = max(num // WHOLE_ROWS, 1) * WHOLE_ROWS
+                writer.write_table(table[:ready].combine_chunks(), WHOLE_ROWS)
+                held = [table[ready:]]
+                num, num_bytes = len(held[0]), held[0].nbytes
+        if num or not total:
+            writer.write_table(pa.concat_tables(held).combine_chunks())
     return total
 
 

@@ -19,14 +19,19 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 from prefect.tasks import Task
+
+from flows.places import place
 
 SKIPPED = re.compile(r"didn't change, skipping|is cached - skipping run")
 CHATTER = re.compile(r"To track the changes|git add dvc.lock|To enable auto staging|core.autostage|Use `dvc push`")
-BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
+BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock|is already being run by")
+OF_A_PERSON = re.compile(r"^ERROR: .*, exited with [23]$")  # codes of a stage for a mistake and for a missed gate
 BUSY_WAIT_S = 10.0
 CANCEL_PATIENCE_S = 15.0
+STOPPING = threading.Event()
+"""Set when the flow of this process is being ended: tasks run in threads, which no signal reaches."""
 
 
 class StageMistakeError(Exception):
@@ -37,22 +42,37 @@ class StageCrashError(Exception):
     """The stage's job failed; trying again goes on from its last checkpoint."""
 
 
+class StageStoppedError(Exception):
+    """The flow is being ended, by a person or a signal, and this stage with it."""
+
+
 def _is_worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), StageCrashError)
 
 
 @task(
     task_run_name="{stage}",
-    retries=1,
-    retry_delay_seconds=5,
-    retry_condition_fn=_is_worth_retrying,
+    retry_condition_fn=_is_worth_retrying,  # how often: flows.retries in params.yaml
     cache_policy=NO_CACHE,  # DVC knows what is up to date
     persist_result=False,
 )
-def repro(stage: str, *, force: bool = False) -> State[Any]:
-    """Bring `stage` up to date: `dvc repro --single-item`. Its lines go to this task's log."""
+def repro(stage: str, *, cluster: str, force: bool = False) -> State[Any]:
+    """Bring `stage`, or one of a stage of many as `evaluate@random`, up to date: `dvc repro --single-item`.
+
+    Its lines go to this task's log. It takes one of the places that Prefect knows of on the cluster.
+    """
+    try:
+        with place(cluster, STOPPING):
+            return _repro(stage, force=force)
+    except StageStoppedError as error:
+        return Cancelled(message=str(error))
+
+
+def _repro(stage: str, *, force: bool) -> State[Any]:
     log = get_run_logger()
-    for mark in Path("work").glob(f"{stage}*/failure.json"):
+    if STOPPING.is_set():
+        raise StageStoppedError(f"{stage}: stopped before it began")
+    for mark in _failure_marks(stage):
         mark.unlink()
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
     started = time.monotonic()
@@ -60,24 +80,34 @@ def repro(stage: str, *, force: bool = False) -> State[Any]:
         code, lines = _run(command, log.info)
         if code == 0 or not any(BUSY.search(line) for line in lines):
             break
-        log.warning("%s is still held by a process of an earlier run; waiting for it", stage)
-        time.sleep(BUSY_WAIT_S)
+        log.warning("%s is still held by another process, e.g. of an earlier run; waiting for it", stage)
+        if STOPPING.wait(BUSY_WAIT_S):
+            raise StageStoppedError(f"{stage}: stopped")
     with Path("work/flow.jsonl").open("a") as ledger:
         ledger.write(json.dumps({"stage": stage, "seconds": time.monotonic() - started, "code": code}) + "\n")
     if code != 0:
-        raise _failure(stage, lines)
+        raise _failure(stage, code, lines)
     commands = [line for line in lines if line.startswith("> ")]
     if not commands and any(SKIPPED.search(line) for line in lines):
         return Completed(name="UpToDate", message=f"{stage}: nothing changed")
     return Completed(message=f"{stage}: done")
 
 
-def _failure(stage: str, lines: list[str]) -> Exception:
-    marks = sorted(Path("work").glob(f"{stage}*/failure.json"))
-    if not marks and not any(line.startswith("> ") for line in lines):  # dvc refused before the stage began
-        return StageMistakeError(f"{stage}: {lines[-1] if lines else 'dvc said nothing'}")
+def _failure_marks(stage: str) -> list[Path]:
+    """What the stage left to say why it failed; of a stage of many, what any of its members left."""
+    return sorted(path for name in (stage, f"{stage}@*") for path in Path("work").glob(f"{name}/failure.json"))
+
+
+def _failure(stage: str, code: int, lines: list[str]) -> Exception:
+    marks = _failure_marks(stage)
+    last = lines[-1] if lines else "dvc said nothing"
+    if not marks and code > 0 and not any(line.startswith("> ") for line in lines):  # refused before the stage began
+        return StageMistakeError(f"{stage}: {last}")
+    if not marks and OF_A_PERSON.search(last):  # e.g. of a full disk, where nothing can be left
+        said = [last, *(line for line in lines if not line.startswith("ERROR: "))][-1]
+        return StageMistakeError(f"{stage}: {said.removeprefix(f'{stage}: ')}")
     if not marks:
-        return StageCrashError(f"{stage}: {lines[-1] if lines else 'dvc said nothing'}")
+        return StageCrashError(f"{stage}: {last}" if code > 0 else f"{stage}: dvc was ended by signal {-code}")
     failure = json.loads(marks[0].read_text())
     sentence = f"{marks[0].parent.name}: {failure['sentence']}"
     return StageCrashError(sentence) if failure["kind"] == "crash" else StageMistakeError(sentence)
@@ -108,7 +138,7 @@ def _run(command: list[str], show: Callable[[str], None]) -> tuple[int, list[str
     reader.start()
     shown = 0
     try:
-        while True:
+        while not STOPPING.wait(0.05):
             code = process.poll()
             if code is not None:
                 reader.join(timeout=1)
@@ -118,10 +148,11 @@ def _run(command: list[str], show: Callable[[str], None]) -> tuple[int, list[str
                     show(line)
             if code is not None:
                 return code, lines
-            time.sleep(0.05)
     except BaseException:
         _end(process)
         raise
+    _end(process)
+    raise StageStoppedError("stopped")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -5,10 +5,10 @@ Run:   python -m flows.serve up        server, then deployments; both stay until
        python -m flows.serve run       the deployments in the foreground (what `up` starts)
        python -m flows.serve demo      server, `python -m flows.full_pipeline`, and the server down again if it was down
 
-Deployments: full-pipeline, and one for every stage, e.g. `prefect deployment run dedup`.
+Deployments: full-pipeline, curation, training, evaluation, and one for every stage: `prefect deployment run dedup`.
+Schedules: `flows.schedules` in params.yaml. PREFECT_API_URL, Prefect's own variable, names another port or server.
 """
 
-import asyncio
 import json
 import os
 import subprocess
@@ -16,20 +16,33 @@ import sys
 import time
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import psutil
 
+from dinov2.params import InputError
+from flows.params import load_flows_params
+from flows.runs import note, read_records
+from flows.stages import STAGES
+from tasks.processes import living, start_time
+
 HOME = Path("work/prefect").absolute()
-PORT = 4200
-API = f"http://127.0.0.1:{PORT}/api"
+API = os.environ.get("PREFECT_API_URL", "http://127.0.0.1:4200/api")
 START_PATIENCE_S = 90.0
-QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "2"}
+END_PATIENCE_S = 30.0  # in which a flow ends its stages, and they their jobs
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+    "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+    # in memory, the default, a server that is started again would never free the places that were taken
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+}
 
 
 def _environment() -> dict[str, str]:
-    home = {"PREFECT_HOME": str(HOME), "PREFECT_API_URL": API, "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
-    return {**os.environ, **home, **QUIET, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PREFECT_HOME": str(HOME), "PREFECT_API_URL": API, **QUIET, "PYTHONUNBUFFERED": "1"}
 
 
 def _start(name: str, command: list[str]) -> None:
@@ -39,7 +52,7 @@ def _start(name: str, command: list[str]) -> None:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment(), start_new_session=True
         )
-    started = psutil.Process(process.pid).create_time()
+    started = start_time(process.pid)
     (HOME / f"{name}.json").write_text(json.dumps({"pid": process.pid, "started": started}))
 
 
@@ -48,11 +61,7 @@ def _living(name: str) -> psutil.Process | None:
     if not path.exists():
         return None
     known = json.loads(path.read_text())
-    try:
-        process = psutil.Process(known["pid"])
-        return process if process.create_time() == known["started"] else None
-    except psutil.NoSuchProcess:
-        return None
+    return living(known["pid"], known["started"])
 
 
 def _stop(name: str) -> None:
@@ -84,61 +93,63 @@ def _wait_for(path: str, what: str) -> None:
 
 
 def start_server() -> bool:
-    """Start the server unless one answers already; returns whether it was started here."""
+    """Start the server unless one answers; returns whether it was started here. InputError: it is not ours to start."""
     if _answers("/health"):
         return False
+    address = urlsplit(API)
+    if address.hostname not in ("127.0.0.1", "localhost"):
+        raise InputError(f"PREFECT_API_URL is {API}, which does not answer; start that server, or unset the variable")
     prefect = str(Path(sys.executable).with_name("prefect"))
-    _start("server", [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(PORT)])
+    _start("server", [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(address.port or 4200)])
     _wait_for("/health", "the Prefect server")
     return True
 
 
 def up() -> None:
     """Server and deployments."""
+    load_flows_params()  # a mistake is told here rather than in a log
     start_server()
     if _living("deployments") is None:
         _start("deployments", [sys.executable, "-m", "flows.serve", "run"])
-    _wait_for("/deployments/name/full-pipeline/full-pipeline", "the deployment full-pipeline")
+    _wait_for(f"/deployments/name/{STAGES[-1]}/{STAGES[-1]}", "the last of the deployments")
 
 
 def down() -> None:
-    """Stop what `up` started."""
+    """Stop what `up` started, and the flows that run; a person wanted it so, so they are not taken up again."""
+    stopped = []
+    for record in read_records():
+        process = record.process()
+        if process is not None:
+            note(record, ended="CANCELLED", sentence="stopped by `flows.serve down`; start it again and it goes on")
+            process.terminate()
+            stopped.append(process)
+    psutil.wait_procs(stopped, timeout=END_PATIENCE_S)
+    if stopped and _answers("/health"):
+        _settle_now()
     for name in ("deployments", "server"):
         _stop(name)
 
 
-async def _end_zombies() -> None:
-    """Flow runs of ours that a killed process left as running are marked as crashed."""
+def _settle_now() -> None:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter
-    from prefect.states import Crashed
 
-    from flows.full_pipeline import STAGES
+    from flows.settle import settle
 
-    stale = {"state": {"type": {"any_": ["RUNNING", "CANCELLING", "PENDING"]}}, "deployment_id": {"is_null_": False}}
-    async with get_client() as client:
-        names = FlowFilter(name=FlowFilterName(any_=["full-pipeline", *STAGES]))
-        runs = await client.read_flow_runs(flow_filter=names, flow_run_filter=FlowRunFilter.model_validate(stale))
-        for run in runs:
-            crashed = Crashed(message="the process that ran it is gone; run it again and it goes on where it was")
-            await client.set_flow_run_state(run.id, crashed, force=True)
+    with get_client(sync_client=True) as client:
+        settle(client, settle(client, set()))
 
 
 def run() -> None:
     """Serve the deployments until stopped."""
-    from prefect import Flow, serve
-    from prefect.deployments.runner import RunnerDeployment
+    from flows.deployments import serve
 
-    from flows.full_pipeline import STAGES, full_pipeline, one_stage
+    serve(_revive_server)
 
-    async def deployments() -> list[RunnerDeployment]:
-        pipeline = await full_pipeline.ato_deployment("full-pipeline")
-        stages = [Flow(one_stage.fn, name=name) for name in STAGES]
-        singles = [await stage.ato_deployment(stage.name, parameters={"name": stage.name}) for stage in stages]
-        return [pipeline, *singles]
 
-    asyncio.run(_end_zombies())
-    serve(*asyncio.run(deployments()))
+def _revive_server() -> None:
+    """Start the server again if it is ours and died: flows that run find it again."""
+    if (HOME / "server.json").exists() and _living("server") is None:
+        start_server()
 
 
 def demo() -> int:
@@ -154,15 +165,18 @@ def demo() -> int:
 def main() -> int:
     """The command line."""
     verb = sys.argv[1] if len(sys.argv) == 2 else ""
-    if verb == "demo":
-        return demo()
-    if verb not in ("up", "down", "run"):
+    if verb not in ("up", "down", "run", "demo"):
         sys.stderr.write("usage: python -m flows.serve up | down | run | demo\n")
         return 2
-    {"up": up, "down": down, "run": run}[verb]()
+    try:
+        code = {"up": up, "down": down, "run": run, "demo": demo}[verb]()
+    except InputError as error:
+        sys.stderr.write(f"flows.serve: {error}\n")
+        return 2
     if verb == "up":
-        sys.stdout.write(f"Prefect is at http://127.0.0.1:{PORT}; try: prefect deployment run full-pipeline --watch\n")
-    return 0
+        pages = API.removesuffix("/api")
+        sys.stdout.write(f"Prefect is at {pages}; try: prefect deployment run full-pipeline --watch\n")
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ Cost:  the demo's takes under a minute on two cores; nothing where `backbone` na
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dinov2.records import Summary
+from dinov2.train.costs import Networks
 from dinov2.train.params import Architecture, TrainParams
-from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
 VERSION = 2
@@ -45,12 +45,16 @@ def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summa
     return pretrain(params, architecture, source, stage="bootstrap", out=out, work=work, initial=initial)
 
 
-def plan(params: BootstrapParams, *, launched: Launched, assumed: Assumptions) -> Iterator[str]:
-    """What --plan prints."""
+def models(params: BootstrapParams) -> dict[str, Any]:
+    """What is trained here, with its params: a run each."""
+    return {"bootstrap": params.model_dump(mode="json")}
+
+
+def networks_of(params: BootstrapParams, *, params_file: Path) -> Networks | None:
+    """What is trained; None: a given backbone is taken as it is."""
     if params.backbone is not None:
-        return iter([f"bootstrap: takes the backbone in {params.backbone} as it is; nothing is trained"])
-    architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
-    return plan_training("bootstrap", params, architecture, launched, assumed)
+        return None
+    return Networks(Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head))
 
 
 if __name__ == "__main__":

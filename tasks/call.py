@@ -18,8 +18,11 @@ from typing import Any
 from dinov2.params import InputError, Params
 from dinov2.records import Summary, sha256_file
 from dinov2.store import Store, StoreParams
+from dinov2.store.locking import in_use
+from dinov2.workspace import workspace
 from tasks.fan_out import Share, make_parts, named, phases, wait_for_parts
-from tasks.launch import export_rank, is_first_rank, job_number, resubmission
+from tasks.launch import export_rank, job_number, resubmission
+from tasks.system import watched
 
 WORK = Path("work")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -92,7 +95,13 @@ class StageJob:
         started = time.perf_counter()
         summary, mistake = None, None
         try:
-            summary = self._share(module, self.share) if self.share else self._whole(module)
+            check_gpus()
+            with in_use(workspace() / WORK):
+                if self.share:
+                    self._share(module, self.share)
+                else:
+                    with watched(self.call.work, job_number()):
+                        summary = self._whole(module)
         except InputError as error:
             mistake = str(error)
         except OSError as error:
@@ -109,19 +118,31 @@ class StageJob:
     def _whole(self, module: ModuleType) -> Summary | None:
         """Parts that no array has made, then `run`: on the first rank, or on all where the stage is `COLLECTIVE`."""
         values = self.call.values(self.store)
-        if is_first_rank():
+        if _rank() == 0:
             shutil.rmtree(values["out"], ignore_errors=True)
             values["out"].mkdir(parents=True)
         for phase in phases(module):
             make_parts(phase, values, first=_rank(), of=_world())
             wait_for_parts(phase, values)
-        if is_first_rank() or getattr(module, "COLLECTIVE", False):
+        if _rank() == 0 or getattr(module, "COLLECTIVE", False):
             return module.run(**named(module.run, values))
         return None
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""
         return resubmission(self)
+
+
+def check_gpus() -> None:
+    """Raise InputError where there are GPUs, but fewer than `launch:` says: CUDA leaves out what is not there."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not given:
+        return
+    import torch  # takes seconds, and is of no use to a job without GPUs
+
+    num_given, num_gpus = len(given.split(",")), torch.cuda.device_count()
+    if torch.cuda.is_available() and num_given > num_gpus:
+        raise InputError(f"launch gives the job {num_given} GPUs, but its machine has {num_gpus}; lower gpus_per_node")
 
 
 def _rank() -> int:
@@ -134,7 +155,7 @@ def _world() -> int:
 
 def _log_to_stdout() -> None:
     logging.basicConfig(
-        level=logging.INFO if is_first_rank() else logging.WARNING,
+        level=logging.INFO if _rank() == 0 else logging.WARNING,
         format="%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stdout,

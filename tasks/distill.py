@@ -11,7 +11,7 @@ Cost:  the demo's three take about a minute on two cores. A student that is fini
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -19,7 +19,9 @@ from dinov2.models.params import HeadParams, ViTParams
 from dinov2.params import Params
 from dinov2.records import Summary
 from dinov2.store import Store
+from dinov2.train.costs import Networks
 from dinov2.train.params import Architecture, RecipeParams
+from tasks.networks import networks_of_highres
 from tasks.stage import main
 
 VERSION = 2
@@ -32,6 +34,11 @@ class StudentParams(Params):
     model: ViTParams
     dino_head: HeadParams
     ibot_head: HeadParams | None
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its networks."""
+        return Architecture(model=self.model, dino_head=self.dino_head, ibot_head=self.ibot_head)
 
 
 class DistillParams(RecipeParams):
@@ -53,12 +60,24 @@ def run(params: DistillParams, *, highres: Path, retrieve: Path, out: Path, work
     shared = identity(recipe, [highres / TRAINING, *curated], VERSION)
     students = {
         name: StudentRun(
-            Architecture(model=student.model, dino_head=student.dino_head, ibot_head=student.ibot_head),
+            student.architecture,
             finished=work.parent / "students" / f"{name}-{identity(student, [], shared)}",
         )
         for name, student in sorted(params.students.items())
     }
     return distill(recipe, students, highres / TRAINING, source, out=out, work=work)
+
+
+def models(params: DistillParams) -> dict[str, Any]:
+    """The students, each with the params it has and those that all share: a run each."""
+    shared = params.model_dump(mode="json", exclude={"students"})
+    return {name: {**shared, **student.model_dump(mode="json")} for name, student in params.students.items()}
+
+
+def networks_of(params: DistillParams, *, params_file: Path) -> Networks:
+    """What is trained, and its teacher."""
+    students = {name: student.architecture for name, student in sorted(params.students.items())}
+    return Networks(networks_of_highres(params_file), students)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,22 @@ class GateMissedError(Exception):
 
 
 class Gates(RootModel[dict[str, dict[str, float]]]):
-    """Section `gates` of params.yaml: {stage: {metric: least value}}."""
+    """Section `gates` of params.yaml: {stage: {metric: least value}}; a stage of one model is `evaluate@pretrain`."""
 
 
-def check_gate(params_file: Path, stage: str, metrics: dict[str, float], out: Path) -> None:
-    """Raise GateMissedError if a metric of `stage` is below the least value that `gates:` gives for it."""
+def check_gate(params_file: Path, stage: str, instance: str, metrics: dict[str, float], out: Path) -> None:
+    """Raise GateMissedError if a metric is below the least value that `gates:` gives for `stage` or `instance`."""
     try:
         gates = Gates.model_validate(read_yaml(params_file)["gates"]).root
     except (KeyError, ValueError) as error:
         raise InputError(f"{params_file}: gates: is not {{stage: {{metric: value}}}} ({error}); mend it") from error
-    for metric, least in sorted(gates.get(stage, {}).items()):
+    asked = [(name, *gate) for name in dict.fromkeys((stage, instance)) for gate in sorted(gates.get(name, {}).items())]
+    for name, metric, least in asked:
         if metric not in metrics:
             have = ", ".join(sorted(metrics))
-            raise InputError(f"{params_file}: gates.{stage}.{metric}: {stage} has no such metric; it has {have}")
+            raise InputError(f"{params_file}: gates.{name}.{metric}: {instance} has no such metric; it has {have}")
         if metrics[metric] < least:
             raise GateMissedError(
-                f"gate missed: {metric} is {metrics[metric]:.4g}, below gates.{stage}.{metric} = {least:.4g}; "
+                f"gate missed: {metric} is {metrics[metric]:.4g}, below gates.{name}.{metric} = {least:.4g}; "
                 f"look at {out}, then mend the stage's params or lower the gate"
             )

@@ -8,15 +8,14 @@ Cost:  the demo's takes under a minute on two cores. Goes on from its last check
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dinov2.params import read_yaml, validate
 from dinov2.records import Summary
 from dinov2.store import Store
-from dinov2.train.params import Architecture, RecipeParams
-from dinov2.train.plan import Assumptions, Launched, plan_training
+from dinov2.train.costs import Networks
+from dinov2.train.params import RecipeParams
+from tasks.networks import networks_of_highres
 from tasks.stage import main
 
 VERSION = 2
@@ -39,15 +38,14 @@ def run(params: HighresParams, *, pretrain: Path, retrieve: Path, out: Path, wor
     return train(params, architecture, source, stage="highres", out=out, work=work, initial=initial)
 
 
-def plan(params: HighresParams, *, params_file: Path, launched: Launched, assumed: Assumptions) -> Iterator[str]:
-    """What --plan prints; the networks are those that pretrain's section describes."""
-    section: Any = read_yaml(params_file)["pretrain"]
-    chosen = {name: section[name] for name in Architecture.model_fields}
-    architecture = validate(Architecture, chosen, where=f"{params_file.name}: pretrain")
-    model = architecture.model.model_copy(update={"image_size_px": params.crops.global_size_px})
-    return plan_training(
-        "highres", params, architecture.model_copy(update={"model": model}), launched, assumed
-    )
+def models(params: HighresParams) -> dict[str, Any]:
+    """What is trained here, with its params: a run each."""
+    return {"highres": params.model_dump(mode="json")}
+
+
+def networks_of(params: HighresParams, *, params_file: Path) -> Networks:
+    """What is trained."""
+    return Networks(networks_of_highres(params_file))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ Cost:  the pipeline's largest; the demo's takes two or three minutes on two core
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from dinov2.data.params import SourceParams
 from dinov2.records import Summary
 from dinov2.store import Store
+from dinov2.train.costs import Networks
 from dinov2.train.params import Architecture, TrainParams
-from dinov2.train.plan import Assumptions, Launched, plan_training
 from tasks.stage import main
 
 VERSION = 2
@@ -45,10 +44,14 @@ def run(params: PretrainParams, *, retrieve: Path, out: Path, work: Path, store:
     return pretrain(params, architecture, source, stage="pretrain", out=out, work=work, initial=initial)
 
 
-def plan(params: PretrainParams, *, launched: Launched, assumed: Assumptions) -> Iterator[str]:
-    """What --plan prints."""
-    architecture = Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head)
-    return plan_training("pretrain", params, architecture, launched, assumed)
+def models(params: PretrainParams) -> dict[str, Any]:
+    """What is trained here, with its params: a run each."""
+    return {"pretrain": params.model_dump(mode="json")}
+
+
+def networks_of(params: PretrainParams, *, params_file: Path) -> Networks:
+    """What is trained."""
+    return Networks(Architecture(model=params.model, dino_head=params.dino_head, ibot_head=params.ibot_head))
 
 
 if __name__ == "__main__":

@@ -15,27 +15,30 @@ Run:   python -m tasks.retrieve --download data/download --filter data/filter --
 Cost:  k-means is n x num_clusters x d multiplications an iteration, the search n x seeds x d once; then one copy of the
        chosen images. All of it is shared by the job's processes, with the same result for any number of them, but not
        by an array: k-means needs its processes to talk. Descriptors are read a block at a time, from where the store
-       is; the tables are read whole by every process, some 2 kB an image. It has not been run on a GPU yet.
+       is; tables are streamed. Memory of a process: benchmarks/results/retrieve_memory.md, and some 100 bytes a seed.
+       It has not been run on a GPU yet.
 """
 
 import logging
 import sys
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
 from dinov2.curation.params import ChooseParams, ClusterParams, InspectParams
 from dinov2.data.params import Weight
 from dinov2.params import InputError, Params
-from dinov2.records import CURATED, MANIFEST, REMOVED, Summary, count_reasons, read_table, write_json, write_table
+from dinov2.records import CURATED, MANIFEST, REMOVED, Summary, write_json
 from dinov2.store import Store
+from dinov2.tables import distinct, num_rows, read_batches, write_pieces
 from tasks.stage import main
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from dinov2.curation.descriptors import SetName
     from dinov2.curation.retrieve.blocks import Blocks
@@ -43,8 +46,6 @@ if TYPE_CHECKING:
 VERSION = 2
 COLLECTIVE = True  # processes share k-means, the search and the packing
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 class RetrieveParams(Params):
@@ -89,13 +90,15 @@ def run(
     from dinov2.distributed import local_device, process_group
     from dinov2.heap import keep_heap
 
-    pool, seeds = read_table(dedup / "manifest.parquet", MANIFEST), read_table(dedup / "seeds.parquet", EMBEDDED)
-    if not pool or (not seeds and params.choose.kind == "seeds"):
+    pool, seeds = dedup / "manifest.parquet", dedup / "seeds.parquet"
+    num_seeds, num_images = num_rows(seeds, EMBEDDED), num_rows(pool, MANIFEST)
+    if not num_images or (not num_seeds and params.choose.kind == "seeds"):
         raise InputError(
-            f"{dedup} holds {len(pool)} pool images and {len(seeds)} seeds, and retrieval needs some of both; look at "
+            f"{dedup} holds {num_images} pool images and {num_seeds} seeds, and retrieval needs some of both; look at "
             "dedup and its inputs, or set retrieve.choose to kind: balanced, which needs no seeds"
         )
-    store.check((row["shard"] for row in seeds + pool), needed_by=dedup / "manifest.parquet")
+    shards = (shard for table in (seeds, pool) for shard in distinct(table, MANIFEST, "shard"))
+    store.check(shards, needed_by=pool)
     keep_heap()
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # the bounds in nearest.py count on it
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -106,7 +109,7 @@ def run(
 
 
 def _curate(
-    params: RetrieveParams, pool: list[Row], seeds: list[Row], device: "torch.device", *,
+    params: RetrieveParams, pool: Path, seeds: Path, device: "torch.device", *,
     inputs: dict[str, Path], out: Path, work: Path, store: Store,
 ) -> Summary:  # fmt: skip
     """All of it, in every process; the first one writes."""
@@ -114,68 +117,67 @@ def _curate(
     import torch
 
     from dinov2.curation.inspect import inspection_page
-    from dinov2.curation.retrieve.choose import balanced, by_seeds
+    from dinov2.curation.retrieve.choose import FATES, TAKEN, balanced, by_seeds
+    from dinov2.curation.retrieve.curated import CuratedRows, left_out, read_seeds
     from dinov2.curation.retrieve.packing import pack, packing_parts
     from dinov2.distributed import all_reduce_sum, rank, world_size
 
     good, blocks = _usable(pool, "pool", inputs["embed"], store, device)
-    bad = set(range(len(pool))) - set(good)
-    pool_rows = [pool[row] for row in good]
     if params.choose.kind == "seeds":
         usable, seed_blocks = _usable(seeds, "seeds", inputs["embed"], store, device)
-        seeds = [seeds[row] for row in usable]
-        chosen = by_seeds(params.clusters, params.choose, blocks, seeds, seed_blocks, device=device)
+        given = read_seeds(seeds, np.flatnonzero(usable))
+        chosen = by_seeds(params.clusters, params.choose, blocks, given.sources, seed_blocks, device=device)
     else:
+        given = read_seeds(seeds, np.arange(num_rows(seeds)))
         chosen = balanced(params.clusters, params.choose, blocks, device)
-    rows = [{**pool_rows[image], **about} for image, about in chosen.taken.items()]
-    if params.include_seeds:
-        clusters = chosen.seed_clusters or [None] * len(seeds)
-        rows = [_curated_seed(row, cluster) for row, cluster in zip(seeds, clusters, strict=True)] + rows
-    if not rows:
+    fate = np.full(len(good), FATES.index("bad_descriptor"), np.int8)
+    fate[good] = chosen.fate
+    curated = CuratedRows(pool, fate, chosen, given, include_seeds=params.include_seeds)
+    if not len(curated):
         raise InputError("no pool image is near any seed; lower retrieve.choose.min_cosine")
-    _check_mixture(params.mixture, {row["source"] for row in rows})
+    _check_mixture(params.mixture, curated.sources())
 
-    parts = packing_parts(rows, params.shard_mb)
+    parts = packing_parts(curated.lengths(), params.shard_mb)
     places = [work / "packed" / f"{number:06d}.parquet" for number in range(len(parts))]
     for first in range(0, len(parts), world_size()):
         for number in range(first + rank(), min(first + rank() + 1, len(parts))):
-            pack(parts[number], places[number], shard_mb=params.shard_mb, store=store)
+            pack(curated.rows(parts[number]), places[number], shard_mb=params.shard_mb, store=store)
         all_reduce_sum(torch.zeros(1, device=device)).item()  # wait for each other, not for one that is gone
-    reasons = dict.fromkeys(bad, "bad_descriptor") | {good[image]: why for image, why in chosen.left.items()}
-    removed = [{"id": pool[row]["id"], "url": pool[row]["url"], "reason": reasons[row]} for row in sorted(reasons)]
     if rank() == 0:
-        write_table(out / "removed.parquet", REMOVED, removed)
+        write_pieces(out / "removed.parquet", REMOVED, left_out(pool, fate))
         np.save(out / "centroids.npy", chosen.centroids)
         write_json(out / "mixture.json", params.mixture)
-        _gather(places, out, store)
+        packed = (batch for place in places for batch in read_batches(place, CURATED))
+        write_pieces(out / "manifest.parquet", CURATED, packed)
+        store.pin(out, distinct(out / "manifest.parquet", CURATED, "shard"))
         page = inspection_page(params.inspect, {**inputs, "retrieve": out}, store, choose=params.choose.model_dump())
         (out / "inspect.html").write_text(page)
+    counts = {name: int(np.count_nonzero(fate == number)) for number, name in enumerate(FATES) if number != TAKEN}
     return Summary(
-        num_in=len(pool), num_kept=len(chosen.taken), dropped=count_reasons(removed),
-        metrics={**chosen.metrics, "num_curated": len(rows), "num_seeds": len(seeds)},
+        num_in=len(fate), num_kept=len(curated.places),
+        dropped={name: num for name, num in sorted(counts.items()) if num},
+        metrics={**chosen.metrics, "num_curated": len(curated), "num_seeds": len(given.places)},
     )
 
 
 def _usable(
-    rows: list[Row], name: "SetName", embed: Path, store: Store, device: "torch.device"
-) -> "tuple[list[int], Blocks]":
-    """Those of the rows that have a descriptor of unit length, with it."""
+    table: Path, name: "SetName", embed: Path, store: Store, device: "torch.device"
+) -> "tuple[NDArray[np.bool_], Blocks]":
+    """Which images of the table have a descriptor of unit length, and those descriptors."""
     import numpy as np
 
     from dinov2.curation.retrieve.blocks import open_blocks, unusable
 
-    blocks = open_blocks(embed, name, "semantic", rows, store)
-    good = np.setdiff1d(np.arange(len(rows)), unusable(blocks, device))
-    if not len(good):
-        raise InputError(f"none of the {len(rows)} images of {name} has a usable descriptor in {embed}; look at embed")
-    if len(good) < len(rows):
-        num = len(rows) - len(good)
-        log.warning("%d of %d images of %s have a descriptor that is NaN or not of unit length", num, len(rows), name)
-    return good.tolist(), blocks.subset(good)
-
-
-def _curated_seed(row: Row, cluster: int | None) -> Row:
-    return {**row, "origin": "seed", "seed_id": row["id"], "source": row["label"], "cosine": 1.0, "cluster": cluster}
+    blocks = open_blocks(embed, name, "semantic", table, store)
+    bad = unusable(blocks, device)
+    good = np.ones(blocks.num_rows(), bool)
+    good[bad] = False
+    if not good.any():
+        raise InputError(f"none of the {len(good)} images of {name} has a usable descriptor in {embed}; look at embed")
+    if not len(bad):
+        return good, blocks
+    log.warning("%d of %d images of %s have a descriptor that is NaN or not of unit length", len(bad), len(good), name)
+    return good, blocks.subset(np.flatnonzero(good))
 
 
 def _check_mixture(mixture: dict[str, float], sources: set[str | None]) -> None:
@@ -190,15 +192,6 @@ def _check_mixture(mixture: dict[str, float], sources: set[str | None]) -> None:
     if mixture and bool(unnamed) != ("others" in mixture):
         say = f"no weight for {unnamed[0]}; add it, or `others`" if unnamed else "a weight for `others`; there are none"
         raise InputError(f"retrieve.mixture has {say}")
-
-
-def _gather(places: Sequence[Path], out: Path, store: Store) -> None:
-    """The manifest of all packed parts."""
-    from dinov2.curation.retrieve.packing import packed
-
-    rows = [row for place in places for row in packed(place)]
-    write_table(out / "manifest.parquet", CURATED, rows)
-    store.pin(out, {row["shard"] for row in rows})
 
 
 if __name__ == "__main__":

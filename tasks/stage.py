@@ -17,28 +17,31 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
+import tempfile
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dinov2.params import InputError, load_section
+from dinov2.params import InputError, load_section, masked
 from dinov2.records import Summary, write_json
 from dinov2.store import StoreParams
+from dinov2.store.locking import UNSUPPORTED
 from tasks.call import DISK_FULL, WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
 from tasks.fan_out import Phase, Share, missing_parts, phases
 from tasks.follow import JobFailedError
 from tasks.gates import GateMissedError, check_gate
 from tasks.launch import cancel_remembered, run_jobs
+from tasks.options import filled_in
 from tasks.plan import print_plan
 from tasks.resources import LaunchParams
-from tasks.tracked import Tracked
-from tasks.tracking import TrackingParams
+from tasks.server import TrackingParams
+from tasks.tracked import Tracked, ship_from_copy
 
 PARAMS_FILE = Path("params.yaml")
 FULL_BYTES = 1_000_000
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 SUPPLIED = ("params", "work", "store")  # arguments of `run` that are not options of the command line
 
 
@@ -48,40 +51,62 @@ def main(run: Callable[..., Summary]) -> int:
     module = sys.modules[run.__module__]
     if "--plan" in sys.argv[1:]:
         return print_plan(stage, module, PARAMS_FILE)
-    return _main(stage, module.VERSION, run)
+    code = _main(stage, module.VERSION, run)
+    ship_from_copy()
+    return code
 
 
 def _main(stage: str, version: int, run: Callable[..., Summary]) -> int:
     options = _parse(stage, run)
     params_file = Path(options.pop("params"))
-    instance = "@".join([stage, *(value for name, value in options.items() if _kinds(run)[name] is str)])
-    failure = WORK / instance / "failure.json"
-    failure.unlink(missing_ok=True)
+    instance, failure = stage, WORK / stage / "failure.json"
     try:
+        options = filled_in(stage, options, _kinds(run), params_file)
+        instance = "@".join([stage, *(value for name, value in options.items() if _kinds(run)[name] is str)])
+        failure = WORK / instance / "failure.json"
+        failure.unlink(missing_ok=True)
         _execute(stage, version, run, options, params_file)
     except InputError as error:
         return _fail(failure, instance, "mistake", str(error), 2)
     except GateMissedError as error:
         return _fail(failure, instance, "gate", str(error), 3)
     except JobFailedError as error:
-        sys.stderr.write(error.trace.rstrip() + "\n")
-        if shutil.disk_usage(WORK).free < FULL_BYTES:  # the job could not even leave a word
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(WORK.absolute()))
-            kind, sentence, code = "mistake", disk_full(full, WORK), 2
+        sys.stderr.write(masked(error.trace.rstrip()) + "\n")
+        if (full := _fullness(WORK)) is not None:  # the job could not even leave a word
+            kind, sentence, code = "mistake", disk_full(full, WORK.absolute()), 2
         else:
-            kind, sentence, code = "crash", str(error), 1
+            kind, sentence, code = "cancelled" if error.is_final else "crash", str(error), 1
         return _fail(failure, instance, kind, sentence, code)
     except KeyboardInterrupt as error:
         return _fail(failure, instance, "stopped", str(error) or "stopped", 130)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in (*DISK_FULL, *FORBIDDEN):
             raise
-        return _fail(failure, instance, "mistake", disk_full(error, WORK), 2)
+        sentence = disk_full(error, WORK) if error.errno in DISK_FULL else _forbidden(error)
+        return _fail(failure, instance, "mistake", sentence, 2)
     return 0
+
+
+def _fullness(folder: Path) -> OSError | None:
+    """What a file that is written there meets, if it is that the disk, its inodes or a quota is used up."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(FULL_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return OSError(error.errno, error.strerror) if error.errno in DISK_FULL else None
+    return None
+
+
+def _forbidden(error: OSError) -> str:
+    what = f"you may not use {error.filename or WORK} ({error.strerror})"
+    return f"{what}; ask its owner, or work in a copy of the repository of your own"
 
 
 def _fail(path: Path, instance: str, kind: str, sentence: str, code: int) -> int:
     """Tell the person in one last line and the flow by a file (a mistake or a gate is not to be tried again)."""
+    sentence = masked(sentence)
     try:
         write_json(path, {"kind": kind, "sentence": sentence})
     except OSError as error:
@@ -131,19 +156,18 @@ def _execute(
     with _only_one(WORK / call.instance):
         _cancel_others((WORK / call.instance).glob("*/job*"), but_below=call.work)
         call.work.mkdir(parents=True, exist_ok=True)
-        tags = {"stage": stage, "instance": call.instance, "fingerprint": call.fingerprint, **_provenance()}
-        values = {"params": params.model_dump(mode="json"), **names}
-        with Tracked(call.work, name=call.instance, values=values, tags=tags, warn=_show) as tracked:
+        metrics = None
+        with Tracked(call, sys.modules[run.__module__], warn=_show) as tracked:
             try:
                 metrics = _finished(call)
                 if metrics is None:
-                    metrics = _work(call, phases(sys.modules[run.__module__]), store, launch, tags)
-                check_gate(params_file, stage, metrics, call.work / "out")
+                    metrics = _work(call, phases(sys.modules[run.__module__]), store, launch, tracked.tags)
+                check_gate(params_file, stage, call.instance, metrics, call.work / "out")
                 out = _publish(call)
-            except (InputError, GateMissedError, JobFailedError):
-                tracked.finish("FAILED", {}, [])
+            except (InputError, GateMissedError, JobFailedError) as error:
+                tracked.finish("FAILED", call.work / "out", metrics or {}, str(error))
                 raise
-            tracked.finish("FINISHED", metrics, sorted(out.glob("figures/*.png")) + sorted(out.glob("*.html")))
+            tracked.finish("FINISHED", out, metrics)
 
 
 def _show(line: str) -> None:
@@ -161,6 +185,10 @@ def _only_one(folder: Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             raise InputError(f"{folder.name} is already being run by {holder}; wait for it or stop it") from error
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            _show(f"{lock.name} can't be locked ({error.strerror}): see to it that nobody else runs {folder.name} now")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -171,6 +199,7 @@ def _work(
     call: StageCall, fans: tuple[Phase, ...], store: StoreParams, launch: LaunchParams, tags: dict[str, str]
 ) -> dict[str, float]:
     """Run the stage's jobs, write its records, and return its metrics. Raises InputError for a person's mistake."""
+    (call.work / "run.json").unlink(missing_ok=True)  # the mark of finished work, which `dinov2.store gc` goes by
     num_workers = launch.resources(call.stage).workers
     for phase in fans if num_workers > 1 else ():  # a single worker is the stage's own job, which makes them in order
         _fan_out(phase, call, store, launch, num_workers)
@@ -267,9 +296,3 @@ def _publish(call: StageCall) -> Path:
     (call.work / "out").rename(out)
     shutil.rmtree(previous, ignore_errors=True)
     return out
-
-
-def _provenance() -> dict[str, str]:
-    """Commit, command and machine: what may differ between two runs with the same result."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {"commit": commit or "none", "command": " ".join(sys.argv), "host": socket.gethostname()}

@@ -1,275 +1,216 @@
-"""MLflow: one parent run a pipeline run, one child a stage; curves, params, metrics and figures to compare runs by.
+"""MLflow: what stages and pipelines say of themselves is shipped beside them, and never lost.
 
 The record of a run is `metrics.jsonl` in its work folder, and `tracking.json` beside it says what else there is to
 ship. One background process a repository ships what is new, in batches, while stages run: the import and first use of
-MLflow cost five seconds, which no stage waits for, and jobs need no tracking server. One that is down or slow costs
-training nothing: a sentence says so, and what was not shipped is shipped by the next stage, or by hand.
+MLflow cost five seconds, which no stage waits for, and jobs need no tracking server. One that is down, slow or
+read-only costs training nothing: a sentence says so, and what was not shipped is shipped by the next stage, or by hand.
 
-Run:   python -m tasks.tracking             ship all that is left, then end
+Run:   python -m tasks.tracking             ship all that is left; says what was shipped after an outage
+       python -m tasks.tracking --compare   links to MLflow's page with the models side by side, and with all runs
 """
 
+import argparse
 import contextlib
 import fcntl
 import json
-import logging
 import os
-import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
-import psutil
-from pydantic import Field
+from dinov2.params import InputError, load_section
+from dinov2.records import read_json, write_json
+from tasks.server import TrackingParams, connect
+from tasks.shipping import Shipment, Shipped, end_of, remembered
+from tasks.tracked import LATER, MARK, TROUBLE, WORK, read_mark
+from tasks.views import save_views
 
-from dinov2.params import InputError, Params, load_section
-from dinov2.records import write_json
-from tasks.tracked import MARK, TROUBLE
-
-LATER = "the run goes on; its curves are kept and shipped by `python -m tasks.tracking`"
-BATCH_METRICS = 1000  # MLflow's limits of one request
-BATCH_PARAMS = 100
-SCHEMES = ("sqlite", "http", "https", "file", "postgresql", "mysql", "mssql", "databricks")
+OUTAGES = "tracking-outages.jsonl"
+"""A line for each time that the server took nothing: how long, and what was shipped when it did again."""
+LOCK_TRIES = 10
 
 
-class TrackingParams(Params):
-    """Section `tracking` of params.yaml; no stage depends on it."""
+class Standing(NamedTuple):
+    """How many of the starts that work folders tell of are with the server."""
 
-    uri: str
-    """MLflow tracking URI; `sqlite:///mlflow.db` is a file in the repository."""
-    experiment: str
-    """MLflow experiment that holds the runs."""
-    ship_every_s: Annotated[float, Field(gt=0)]
-    """Seconds between two batches of curves."""
-    idle_s: Annotated[float, Field(gt=0)]
-    """The background process ends after this long without a stage."""
-
-    def absolute_uri(self) -> str:
-        """The URI with a relative SQLite path made absolute, since jobs may run elsewhere. Raises InputError."""
-        scheme, separator, rest = self.uri.partition("://")
-        if not separator or scheme.partition("+")[0] not in SCHEMES:
-            raise InputError(f"tracking.uri is '{self.uri}', of no kind MLflow knows; write e.g. sqlite:///mlflow.db")
-        if scheme == "sqlite" and not rest.startswith("//"):
-            return f"sqlite:////{Path(rest[1:]).absolute().as_posix().lstrip('/')}"
-        return self.uri
+    shipped: int
+    """To their end."""
+    running: int
+    left: int
+    """Ended, but not shipped."""
 
 
-    def trouble(self) -> str | None:
-        """The sentence for a server that can be seen at once not to answer; None for one that may, and for files."""
-        address = urlsplit(self.uri)
-        if address.scheme not in ("http", "https") or address.hostname is None:
-            return None
-        port = address.port or (443 if address.scheme == "https" else 80)
+def standing(params: TrackingParams, root: Path) -> Standing:
+    """By what the work folders remember; asks no server."""
+    counts = [0, 0, 0]
+    for work, mark, status in _starts(root):
+        counts[1 if status == "RUNNING" else 0 if _is_shipped(params.uri, work, mark) else 2] += 1
+    return Standing(*counts)
+
+
+def _starts(root: Path) -> list[tuple[Path, dict[str, Any], str]]:
+    """Work folder, mark and status of each last start; pipelines before their stages, by the time they began."""
+    marks = [(path.parent, read_mark(path.parent)) for path in root.glob(f"*/*/{MARK}")]
+    told = [(work, *mark) for work, mark in marks if mark is not None]
+    return sorted(told, key=lambda each: (each[1]["kind"] != "pipeline", each[1]["attempt"]))
+
+
+def _is_shipped(uri: str, work: Path, mark: dict[str, Any]) -> bool:
+    return remembered(work)["servers"].get(uri, {"ended": None})["ended"] == end_of(mark)
+
+
+def ship_all(params: TrackingParams, root: Path, shipped: Shipped) -> None:
+    """Ship what is new of every work folder below `root`, counting in `shipped`.
+
+    A folder that can't be shipped does not keep others from it; its error is raised when they are. So is the first one
+    of a server that does not answer, at once.
+    """
+    waiting = [work for work, mark, _ in _starts(root) if not _is_shipped(params.uri, work, mark)]
+    if not waiting:
+        return
+    server = connect(params)
+    if server.is_new:
+        save_views(server)
+    failure: Exception | None = None
+    for work in waiting:
         try:
-            socket.create_connection((address.hostname, port), timeout=1).close()
-        except OSError as error:
-            return f"tracking server {self.uri} can't be reached ({error.strerror or error}); {LATER}"
-        return None
+            Shipment(server, work, shipped).ship()
+        except Exception as error:  # MLflow raises of every kind
+            failure = failure or error
+            connect(params)
+    if failure is not None:
+        raise failure
 
 
-def connect(params: TrackingParams) -> tuple[Any, str]:
-    """An MLflow client and the id of the experiment, made where it is missing. The first call takes five seconds."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the default of 7 blocks for four minutes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow.tracking import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    client = MlflowClient(tracking_uri=params.absolute_uri())
-    experiment = client.get_experiment_by_name(params.experiment)
-    if experiment is not None:
-        return client, experiment.experiment_id
-    artifacts = Path("mlartifacts").absolute().as_uri() if params.uri.startswith("sqlite") else None
-    kind = {"mlflow.experimentKind": "custom_model_development"}  # the page shows runs and curves, not chats
-    return client, client.create_experiment(params.experiment, artifact_location=artifacts, tags=kind)
-
-
-def start_parent(params: TrackingParams, name: str, tags: Mapping[str, str]) -> str:
-    """Make the parent run of a pipeline run and return its id; raises what MLflow raises when it can't be reached."""
-    client, experiment = connect(params)
-    return client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id
-
-
-def end_parent(
-    params: TrackingParams, run_id: str, status: str, metrics: Mapping[str, float], files: list[Path]
-) -> None:
-    """Give the parent run its last metrics and files and end it (status FINISHED, FAILED or KILLED)."""
-    client, _ = connect(params)
-    for key, value in metrics.items():
-        client.log_metric(run_id, key, value)
-    for path in files:
-        client.log_artifact(run_id, str(path))
-    client.set_terminated(run_id, status)
-
-
-class ShippedRun:
-    """One MLflow run of one stage; taken up again by its id in `work/mlflow.json`, so a preempted stage has one run."""
-
-    def __init__(self, uri: str, client: Any, experiment: str, work: Path) -> None:
-        self.work = work
-        self.client = client
-        self.experiment = experiment
-        self.state_path = work / "mlflow.json"
-        self.state: dict[str, Any] = {"uri": uri, "run_id": None, "shipped_bytes": 0, "step": 0, "begun": 0, "ended": 0}
-        if self.state_path.exists():
-            remembered = json.loads(self.state_path.read_text())
-            if remembered["uri"] == uri:
-                self.state = remembered
-
-    def ship(self, mark: Mapping[str, Any]) -> bool:
-        """Ship what is new; returns whether the stage's start that `mark` tells of is shipped to its end."""
-        attempt = mark["attempt"]
-        if self.state["ended"] == attempt:
-            return True
-        if self.state["begun"] != attempt:
-            self._begin(mark)
-        self.ship_curves()
-        status = mark["status"]
-        if status == "RUNNING" and not is_alive(*mark["process"]):
-            status = "KILLED"
-        if status == "RUNNING":
-            return False
-        self.end(status, mark["metrics"], [Path(path) for path in mark["files"] if Path(path).exists()])
-        self.state["ended"] = attempt
-        self._save()
-        return True
-
-    def _begin(self, mark: Mapping[str, Any]) -> None:
-        if self.state["run_id"] is None:
-            run = self.client.create_run(self.experiment, run_name=mark["name"], tags=mark["tags"])
-            self.state["run_id"] = run.info.run_id
-            self._save()
-            from mlflow.entities import Param
-
-            flat = [Param(key, str(value)[:6000]) for key, value in flatten(mark["values"])]
-            for start in range(0, len(flat), BATCH_PARAMS):
-                self.client.log_batch(run.info.run_id, params=flat[start : start + BATCH_PARAMS])
-        else:
-            for key, value in mark["tags"].items():
-                self.client.set_tag(self.state["run_id"], key, value)
-            self.client.update_run(self.state["run_id"], status="RUNNING")
-        self.state["begun"] = mark["attempt"]
-        self._save()
-
-    def _save(self) -> None:
-        write_json(self.state_path, self.state)
-
-    def ship_curves(self) -> None:
-        """Ship the whole lines that `metrics.jsonl` gained; the same line twice is one point, so this may repeat."""
-        path = self.work / "metrics.jsonl"
-        if not path.exists() or path.stat().st_size <= self.state["shipped_bytes"]:
-            return
-        from mlflow.entities import Metric
-
-        with path.open("rb") as stream:
-            stream.seek(self.state["shipped_bytes"])
-            data = stream.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        rows = [json.loads(line) for line in whole.splitlines()]
-        points = [
-            Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
-            for row in rows
-            for key, value in row.items()
-            if key not in ("time", "step") and isinstance(value, int | float)
-        ]
-        for start in range(0, len(points), BATCH_METRICS):
-            self.client.log_batch(self.state["run_id"], metrics=points[start : start + BATCH_METRICS])
-        self.state["shipped_bytes"] += len(whole)
-        self.state["step"] = max([self.state["step"], *(int(row["step"]) for row in rows)])
-        self._save()
-
-    def end(self, status: str, metrics: Mapping[str, float], files: list[Path]) -> None:
-        """Ship the last metrics and the files (figures to their own folder) and end the run."""
-        from mlflow.entities import Metric
-
-        now_ms = int(time.time() * 1000)
-        run_id = self.state["run_id"]
-        last = [Metric(key, float(value), now_ms, self.state["step"]) for key, value in metrics.items()]
-        self.client.log_batch(run_id, metrics=last)
-        for path in files:
-            self.client.log_artifact(run_id, str(path), "figures" if path.suffix == ".png" else None)
-        self.client.set_terminated(run_id, status)
-
-
-def flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """("model.dim", 128), ... of a nested mapping, as MLflow's parameters."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def is_alive(pid: int, started: float) -> bool:
-    """Whether the process with that number and start time still runs."""
+def ship(params: TrackingParams, root: Path) -> str | None:
+    """One pass. Returns the sentence for a server that did not take it all; keeps a ledger of outages."""
+    trouble = root / TROUBLE
+    known: dict[str, Any] = read_json(trouble) or {}
+    shipped = Shipped()
     try:
-        return psutil.Process(pid).create_time() == started
-    except psutil.NoSuchProcess:
-        return False
+        ship_all(params, root, shipped)
+    except InputError:
+        raise
+    except Exception as error:  # MLflow raises of every kind; what is left is tried again
+        sentence = f"{_trouble(params, error)}; {LATER}"
+        since = {"since": time.time(), "runs": [], "points": 0, "files": 0} | known
+        write_json(trouble, {**_added(since, shipped), "sentence": sentence})
+        return sentence
+    if known:
+        total = _added(known, shipped)
+        line = {"seconds": time.time() - total["since"], "runs": len(total["runs"])}
+        with (root / OUTAGES).open("a") as ledger:
+            ledger.write(json.dumps({**line, "points": total["points"], "files": total["files"]}) + "\n")
+        trouble.unlink()
+    return None
 
 
-def ship_all(params: TrackingParams, root: Path) -> tuple[int, int]:
-    """Ship what is new of every stage below `root`; returns how many are shipped to their end, and how many are not."""
-    client, experiment = connect(params)
-    ended = running = 0
-    for path in sorted(root.glob(f"*/*/{MARK}")):
-        if ShippedRun(params.uri, client, experiment, path.parent).ship(json.loads(path.read_text())):
-            ended += 1
-        else:
-            running += 1
-    return ended, running
+def _trouble(params: TrackingParams, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return f"tracking server {params.uri} can't be reached or takes nothing ({reason})"
 
 
-def _locked(handle: int) -> bool:
-    """Whether the lock could be taken; tries for a while, since the process that has it may be about to end."""
-    for _ in range(10):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(0.5)
-    return False
+def _added(known: dict[str, Any], shipped: Shipped) -> dict[str, Any]:
+    return known | {
+        "runs": sorted({*known["runs"], *shipped.runs}),
+        "points": known["points"] + shipped.points,
+        "files": known["files"] + shipped.files,
+    }
+
+
+def told(params: TrackingParams, root: Path) -> str:
+    """In a sentence or two: what the server has, what it has not, and what it was given after it had taken nothing."""
+    stands = standing(params, root)
+    parts = [f"{params.uri} has all of {stands.shipped} runs of stages and pipelines"]
+    if stands.running:
+        parts.append(f"{stands.running} go on")
+    if stands.left:
+        parts.append(f"{stands.left} wait to be shipped by `python -m tasks.tracking`")
+    sentences = [", ".join(parts)]
+    path = root / OUTAGES
+    for line in path.read_text().splitlines() if path.exists() else ():
+        outage = json.loads(line)
+        what = f"{outage['runs']} runs, {outage['points']:,} points and {outage['files']} files"
+        sentences.append(f"after {outage['seconds']:.0f} s in which it took nothing, {what} were shipped")
+    return "; ".join(sentences)
+
+
+@contextmanager
+def shipping_alone(root: Path, *, tries: int) -> Iterator[int | None]:
+    """The lock that one process at a time has, or None: another ships. Tries for a while, as that may be ending."""
+    root.mkdir(exist_ok=True)
+    with (root / "tracking.lock").open("a") as lock:
+        for attempt in range(tries):
+            if attempt:
+                time.sleep(0.5)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield lock.fileno()
+                return
+        yield None
 
 
 def follow(params: TrackingParams, root: Path) -> None:
     """Ship until no stage has been running for `idle_s`; ends at once where another process does this already."""
-    with (root / "tracking.lock").open("a") as lock:
-        if not _locked(lock.fileno()):
+    with shipping_alone(root, tries=LOCK_TRIES) as lock:
+        if lock is None:
             return
         last_running = time.monotonic()
         while True:
-            try:
-                _, running = ship_all(params, root)
-                (root / TROUBLE).unlink(missing_ok=True)
-            except Exception as error:  # MLflow raises of every kind; what is left is tried again
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                (root / TROUBLE).write_text(f"tracking server {params.uri} can't be reached ({reason}); {LATER}\n")
-                marks = [json.loads(path.read_text()) for path in root.glob(f"*/*/{MARK}")]
-                running = sum(mark["status"] == "RUNNING" and is_alive(*mark["process"]) for mark in marks)
-            if running:
+            ship(params, root)
+            if standing(params, root).running:
                 last_running = time.monotonic()
-            elif time.monotonic() - last_running >= params.idle_s or os.fstat(lock.fileno()).st_nlink == 0:
+            elif time.monotonic() - last_running >= params.idle_s or os.fstat(lock).st_nlink == 0:
                 return  # right after a look, so that a stage that has just begun is not missed; or `make clean` came by
             time.sleep(params.ship_every_s)
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """The command line."""
-    root = Path("work")
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tasks.tracking", description=__doc__, formatter_class=about)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--follow", action="store_true", help="ship while stages run; they start this themselves")
+    one.add_argument("--compare", action="store_true", help="print links to saved views of MLflow's page")
+    given = parser.parse_args(arguments)
     try:
         params = load_section(Path("params.yaml"), "tracking", TrackingParams)
-        if sys.argv[1:] == ["--follow"]:
-            follow(params, root)
+        if given.follow:
+            follow(params, WORK)
             return 0
-        ended, running = ship_all(params, root)
+        if given.compare:
+            return _compare(params)
+        return _by_hand(params)
     except InputError as error:
         sys.stderr.write(f"tracking: {error}\n")
         return 2
-    sys.stdout.write(f"{params.uri} has all of {ended} runs and what there is so far of {running}\n")
+
+
+def _compare(params: TrackingParams) -> int:
+    try:
+        links = save_views(connect(params))
+    except InputError:
+        raise
+    except Exception as error:  # MLflow raises of every kind
+        sys.stderr.write(f"tracking: {_trouble(params, error)}; start it, or mend tracking.uri\n")
+        return 1
+    sys.stdout.writelines(f"{key}: {link}\n" for key, link in links.items())
+    return 0
+
+
+def _by_hand(params: TrackingParams) -> int:
+    with shipping_alone(WORK, tries=LOCK_TRIES) as lock:
+        trouble = ship(params, WORK) if lock is not None else None
+    if trouble is not None:
+        sys.stderr.write(f"tracking: {trouble}\n")
+        return 1
+    note = "" if lock is not None else "; a process in the background is shipping now"
+    sys.stdout.write(f"{told(params, WORK)}{note}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

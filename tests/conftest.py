@@ -1,6 +1,8 @@
 """What every test runs under: one thread, no display, no telemetry, and the repository's root on hand."""
 
+import logging
 import os
+from collections.abc import Iterator
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -24,12 +26,21 @@ from PIL import Image
 from dinov2.params import read_yaml, validate
 from dinov2.records import Summary
 from dinov2.store import Store, StoreParams
-from flows.full_pipeline import STAGES
+from flows.stages import STAGES
 from tasks.fan_out import make_parts, phases
 from tasks.stage import StageCall, hash_tree, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY: dict[str, Any] = read_yaml(Path(__file__).with_name("tiny.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    """A command that a test calls in this process sets up logging to streams that end with the test."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +60,7 @@ class TinyPipeline:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache")))
+        self.store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache"), remote=None))
         self.outputs: dict[str, Path] = {}
         self.summaries: dict[str, Summary] = {}
         draw_inputs(root / "inputs")

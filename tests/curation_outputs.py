@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
 def write_outputs(root: Path) -> Outputs:
     """All tables, blocks, shards and records of crawl to retrieve below `root`/data."""
     data = root / "data"
-    store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache")))
+    store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache"), remote=None))
     packed = _pack(root, store, [f"p{i}" for i in range(10)] + ["q9", "s0", "s1"])
     rows = {row["alt"]: {name: row.get(name) for name in EMBEDDED.names} for row in packed}
     rows["e0"] = {**dict.fromkeys(EMBEDDED.names), "id": "e" * 64, "path": "label/e0.jpg", "width": 60, "height": 50}

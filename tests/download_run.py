@@ -70,7 +70,7 @@ def record(url: str, warc: str | None = None, offset: int | None = None) -> dict
 
 def store_in(folder: Path) -> Store:
     """The store of a run in `folder`."""
-    return Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache")))
+    return Store(StoreParams(url=str(folder / "store"), cache=str(folder / "cache"), remote=None))
 
 
 def run_stage(folder: Path, params: DownloadParams, *, num_workers: int = 1) -> Summary:

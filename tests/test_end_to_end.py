@@ -14,7 +14,7 @@ import pytest
 
 from dinov2.hub import load_backbone
 from dinov2.records import CURATED, MANIFEST, REMOVED, read_table
-from flows.full_pipeline import STAGES
+from flows.stages import STAGES
 
 PINNED = Path(__file__).with_name("pinned.json")
 CURATION = ("crawl", "download", "filter", "dedup", "retrieve")

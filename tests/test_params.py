@@ -14,13 +14,19 @@ from pydantic.fields import FieldInfo
 
 from dinov2.params import InputError, Params, load_section, read_yaml, validate
 from dinov2.store import StoreParams
+from flows.params import FlowsParams
 from tasks.gates import Gates
 from tasks.resources import LaunchParams
-from tasks.tracking import TrackingParams
+from tasks.server import TrackingParams
 
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(typing.cast(dict[str, object], read_yaml(ROOT / "dvc.yaml")["stages"]))
-ELSEWHERE: dict[str, type[Params]] = {"store": StoreParams, "launch": LaunchParams, "tracking": TrackingParams}
+ELSEWHERE: dict[str, type[Params]] = {
+    "store": StoreParams,
+    "flows": FlowsParams,
+    "launch": LaunchParams,
+    "tracking": TrackingParams,
+}
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
 
 
@@ -122,3 +128,16 @@ def test_unknown_missing_and_mistyped_keys_are_named(section):
         validate(params_type(section), {key: value for key, value in values.items() if key != first}, where=section)
     with pytest.raises(InputError, match=rf"^{section}\.{first}[.:]"):
         validate(params_type(section), {**values, first: {"a": "mapping"}}, where=section)
+
+
+def test_a_file_that_is_no_text_is_a_mistake(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(InputError, match="is not valid YAML: 'utf-8' codec"):
+        read_yaml(tmp_path / "params.yaml")
+
+
+def test_what_a_caller_does_with_params_it_read_is_not_read_by_others(tmp_path):
+    (tmp_path / "params.yaml").write_text("a: {b: 1}")
+    values: dict[str, typing.Any] = read_yaml(tmp_path / "params.yaml")
+    values["a"]["b"] = 2
+    assert read_yaml(tmp_path / "params.yaml") == {"a": {"b": 1}}

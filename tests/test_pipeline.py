@@ -1,5 +1,6 @@
 """dvc.yaml is the only DAG: the flow's order, the task files and the sections of params.yaml must agree with it."""
 
+import re
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 import pytest
 
 from dinov2.params import read_yaml
-from flows.full_pipeline import STAGES
+from flows.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
-NOT_STAGES = {"inputs", "models", "gates", "store", "launch", "tracking"}
+NOT_STAGES = {"inputs", "models", "gates", "store", "flows", "launch", "tracking"}
 STAGE_ENTRIES: dict[str, Any] = read_yaml(ROOT / "dvc.yaml")["stages"]  # pyright: ignore[reportAssignmentType]
 
 
@@ -46,11 +47,20 @@ def test_no_stage_depends_on_where_it_runs_or_who_watches() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_folder_of_the_command_is_a_dependency_or_the_output(stage: str) -> None:
-    words = entry(stage)["cmd"].split()
+    same = {'"$DVC_STAGE"': "${key}", "{model}": "${key}", "{models.${key}}": "${item}"}
+    command = re.sub(r"(?<!\$)\{inputs", "${inputs", entry(stage)["cmd"])
+    for ours, dvc in same.items():
+        command = command.replace(ours, dvc)
+    words = command.split()
     folders = [word for option, word in pairwise(words) if option.startswith("--")]
     known = {*entry(stage)["deps"], *entry(stage)["outs"]}
     for folder in folders:
         assert folder == "${key}" or folder in known, folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_value_of_params_is_in_a_command_since_a_shell_reads_it(stage: str) -> None:
+    assert "${" not in entry(stage)["cmd"]
 
 
 def test_the_report_shows_the_models_that_are_evaluated_and_every_student_is() -> None:

@@ -17,7 +17,7 @@ MIMES = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/avif"]
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreParams(url=str(tmp_path / "store"), cache=""))
+    return Store(StoreParams(url=str(tmp_path / "store"), cache="", remote=None))
 
 
 def write(store: Store, folder: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ kinds copy and semantic. `<set>.parquet` has their samples (EMBEDDED), row by ro
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from dinov2.params import InputError
-from dinov2.records import MANIFEST, read_table
+from dinov2.records import MANIFEST
 from dinov2.store import Store
-from dinov2.tables import num_rows
+from dinov2.tables import num_rows, read_batches
 
+ID = pa.schema([("id", pa.string())])
 EMBEDDED = MANIFEST.append(pa.field("path", pa.string()))  # below the seeds or evaluation folder; null in the pool
 
 SetName = Literal["pool", "seeds", "evaluation"]
@@ -34,9 +35,10 @@ def store_block(store: Store, work: Path, vectors: Float[np.ndarray, "n d"]) -> 
     return store.add(Path(stream.name), ".npy")
 
 
-def read_embedded(embed: Path, name: SetName) -> list[dict[str, Any]]:
-    """Samples of a set, in the order of its descriptors."""
-    return read_table(embed / f"{name}.parquet", EMBEDDED)
+def read_ids(table: Path) -> Iterator[str]:
+    """The column id, in order, a piece at a time."""
+    for batch in read_batches(table, ID):
+        yield from batch["id"].to_pylist()
 
 
 def open_rows(embed: Path, sets: Sequence[SetName], kind: Kind, store: Store) -> "Rows":

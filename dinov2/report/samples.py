@@ -1,13 +1,18 @@
 """Thumbnails: removed images by reason, each copy beside the image that it copies, and what seeds retrieved."""
 
+import heapq
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.dataset as ds
 
 from dinov2.album import Album
-from dinov2.records import CURATED, REMOVED, read_table
+from dinov2.lookup import first_by_id, rows
+
+NUM_CONSIDERED = 1000  # rows of a reason, and seeds, of which samples are shown: those of least id, which is a hash
+IS_SEED = ds.field("origin") == "seed"
 
 
 class Removed(NamedTuple):
@@ -40,22 +45,21 @@ class Choice(NamedTuple):
 
 
 def removed_groups(outputs: Mapping[str, Path], album: Album, num_shown: int) -> list[Group]:
-    """A group a stage and reason, of those whose images exist, pairs last; samples are spread over the sorted ids."""
+    """A group a stage and reason, of those whose images exist, pairs last; samples are spread over the sorted ids.
+
+    Tables are streamed.
+    """
     groups = []
     for stage in ("download", "filter", "dedup", "retrieve"):
         table = outputs[stage] / "removed.parquet"
-        rows = [row for row in read_table(table, REMOVED) if row["id"] is not None] if table.exists() else []
-        reasons = sorted({row["reason"] for row in rows})
-        for reason in reasons:
-            members = sorted(
-                (row for row in rows if row["reason"] == reason), key=lambda row: (row["id"], row["url"] or "")
-            )
-            shown = evenly(members, num_shown)
+        reasons = first_by_id(table, "reason", NUM_CONSIDERED, ds.field("id").is_valid())
+        for reason, (num, members) in reasons.items():
+            shown = evenly(sorted(members, key=lambda row: (row["id"], row["url"] or "")), num_shown)
             album.find({image for row in shown for image in (row["id"], _witness(row)) if image})
             samples = [_removed(row, album) for row in shown]
             if any(sample.image for sample in samples):
                 has_witness = any(_witness(row) for row in members)
-                groups.append(Group(stage, reason, len(members), samples, has_witness))
+                groups.append(Group(stage, reason, num, samples, has_witness))
     return sorted(groups, key=lambda group: group.has_witness)
 
 
@@ -72,28 +76,29 @@ def _witness(row: Mapping[str, Any]) -> str | None:
 def choices(outputs: Mapping[str, Path], album: Album, num_seeds: int, num_retrieved: int) -> list[Choice]:
     """Seeds that retrieved most, one of each label where there are labels, each with its nearest images."""
     table = outputs["retrieve"] / "manifest.parquet"
-    if not table.exists():
-        return []
-    rows = read_table(table, CURATED)
-    seeds = {row["id"]: row for row in rows if row["origin"] == "seed"}
+    _, considered = first_by_id(table, "origin", NUM_CONSIDERED, IS_SEED).get("seed", (0, []))
+    seeds = {row["id"]: row for row in considered}
     chosen: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["origin"] != "seed" and row["seed_id"] in seeds:
-            chosen.setdefault(row["seed_id"], []).append(row)
+    for row in rows(table, ds.field("seed_id").isin(sorted(seeds)) & ~IS_SEED) if seeds else ():
+        nearest = chosen.setdefault(row["seed_id"], [])
+        nearest.append(row)
+        if len(nearest) > 2 * num_retrieved:
+            nearest[:] = _nearest(nearest, num_retrieved)
     ranked = sorted(chosen, key=lambda seed: (-min(len(chosen[seed]), num_retrieved), seed))
     by_label: dict[str, str] = {}
     for seed in ranked:
         by_label.setdefault(seeds[seed]["label"] or seed, seed)
-    nearest_of = {
-        seed: sorted(chosen[seed], key=lambda row: (-(row["cosine"] or 0.0), row["id"]))[:num_retrieved]
-        for seed in list(by_label.values())[:num_seeds]
-    }
+    nearest_of = {seed: _nearest(chosen[seed], num_retrieved) for seed in list(by_label.values())[:num_seeds]}
     album.find({*nearest_of, *(row["id"] for nearest in nearest_of.values() for row in nearest)})
     shown = []
     for seed, nearest in nearest_of.items():
         retrieved = [(album.thumbnail(row["id"]), row["cosine"] or 0.0) for row in nearest]
         shown.append(Choice(album.thumbnail(seed), seeds[seed]["label"], retrieved))
     return shown
+
+
+def _nearest(retrieved: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
+    return heapq.nsmallest(num, retrieved, key=lambda row: (-(row["cosine"] or 0.0), row["id"]))
 
 
 def evenly(items: Sequence[dict[str, Any]], num: int) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from dinov2.params import InputError
 from dinov2.records import write_json
 from dinov2.train.checkpoint_files import DISK_FULL, METADATA, flush_folder, trouble_with, write_state
 from dinov2.train.staging import Staging, State
+from dinov2.trusted import check_private, make_private
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ class Checkpoints:
         """Fill model and optimisers from the newest whole checkpoint; returns (steps done, extra) or None.
 
         What a killed process left unfinished is removed; a damaged checkpoint is renamed, told of, and the one before
-        it is taken. Raises InputError if it was written by a run of other params, inputs or code version.
+        it is taken. Raises InputError if it was written by a run of other params, inputs or code version, or if others
+        than this user could have written it: reading it runs what is pickled there.
         """
         self.wait()
         self._decide(self._remove_unfinished)
@@ -146,9 +148,12 @@ class Checkpoints:
 
     def _newest_sound(self) -> Path | None:
         """The newest checkpoint whose files are all there in full; those after it are put aside."""
+        if self.folder.exists():
+            check_private(self.folder)
         for path in sorted((path for path in self.folder.glob("step-*") if not path.suffix), reverse=True):
             reason = trouble_with(path, ABOUT)
             if reason is None:
+                check_private(path)
                 return path
             _put_aside(path, reason)
         return None
@@ -222,8 +227,9 @@ def _state(model: nn.Module, optimizers: dict[str, Optimizer]) -> State:
 
 
 def _make_empty(folder: Path) -> None:
+    make_private(folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_private(folder)
 
 
 def _publish(temporary: Path, final: Path, about: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ decides (images per second, waiting) stays out of the second, which is the same 
 
 import csv
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,13 @@ BY_CLOCK = ("time", "images_per_s", "data_wait_share", "memory_gb", "rss_gb", "m
 
 
 def append_row(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """Add one line for `step` (steps done) with the time of now."""
+    """Add one line for `step` (steps done) with the time of now; after one that a full disk cut short, a new one."""
     row = {"step": step, "time": time.time(), **values}
-    with path.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+    with path.open("ab+") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+        start = b"" if stream.read(1) in (b"", b"\n") else b"\n"
+        stream.write(start + json.dumps(row).encode() + b"\n")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -29,7 +33,7 @@ def read_rows(path: Path) -> list[Row]:
         return []
     rows: dict[int, Row] = {}
     for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n") and line.startswith("{"):
+        if line.endswith("}\n"):
             row = json.loads(line)
             rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]

@@ -4,14 +4,20 @@ Matrix products, attention and the patch embedding are counted, as torch.utils.f
 element by element (norms, GELU, softmax, optimiser) is not, here as there. Imports no torch.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from dinov2.data.params import MaskParams
 from dinov2.models.params import HeadParams, ViTParams
 from dinov2.train.params import Architecture, RecipeParams
 from dinov2.train.workload import Shape, Workload, workload
 
 KEPT_LOGITS_BYTES = 2**28  # logits that fit here stay between passes (as losses/prototypes.py has it)
+
+
+Rows = list[tuple[HeadParams, int, int]]
+"""Heads, and how many rows pass each of the teacher's and of the student's."""
 
 
 class Counting(NamedTuple):
@@ -61,24 +67,59 @@ def flops_per_step(
 
     `num_processes` only decides which logits are small enough for a process to keep.
     """
-    model = architecture.model
-    work = workload(recipe, model, recipe.batch_size)
-    needed = counting.last_block == "needed"
-    teacher = _blocks(model, work.teacher, work.teacher_rows if needed else None)
-    student = _blocks(model, work.kept, work.student_rows if needed else None)
+    teacher = _teaching(recipe, architecture, num_processes, counting)
+    return _added([teacher, _learning(recipe, architecture, num_processes, counting)])
+
+
+def distillation_flops_per_step(
+    recipe: RecipeParams,
+    teacher: Architecture,
+    students: Iterable[Architecture],
+    *,
+    num_processes: int,
+    counting: Counting = OURS,
+) -> StepFlops:
+    """The same of a distillation: one pass of the frozen teacher, and a step of every student."""
+    recipe = compared_everywhere(recipe)
+    learning = [_learning(recipe, student, num_processes, counting) for student in students]
+    asked_again = 0
+    if counting.logits == "blocks":  # by the loss of each student beyond the first
+        rows = heads_with_rows(teacher, workload(recipe, teacher.model, recipe.batch_size))
+        asked_again = (len(learning) - 1) * sum(asked * _logits(head) for head, asked, _ in rows)
+    return _added([_teaching(recipe, teacher, num_processes, counting), *learning, StepFlops(0, 0, 0, 0, asked_again)])
+
+
+def compared_everywhere(recipe: RecipeParams) -> RecipeParams:
+    """A distillation's recipe: no patch is hidden, and the patch-level loss compares all of them."""
+    return recipe.model_copy(update={"masks": MaskParams(probability=1.0, ratio_min=1.0, ratio_max=1.0)})
+
+
+def _added(parts: list[StepFlops]) -> StepFlops:
+    return StepFlops(*(sum(values) for values in zip(*parts, strict=True)))
+
+
+def _teaching(recipe: RecipeParams, architecture: Architecture, num_processes: int, counting: Counting) -> StepFlops:
+    """The teacher's part of a step."""
+    model, work = architecture.model, workload(recipe, architecture.model, recipe.batch_size)
+    rows = [(head, asked, 0) for head, asked, _ in heads_with_rows(architecture, work)]
+    backbone = _blocks(model, work.teacher, work.teacher_rows if counting.last_block == "needed" else None)
+    again = _logits_again(recipe, rows, num_processes) if counting.logits == "blocks" else 0
+    return StepFlops(backbone + _embed(model, work.teacher), 0, 0, _heads(model, rows), again)
+
+
+def _learning(recipe: RecipeParams, architecture: Architecture, num_processes: int, counting: Counting) -> StepFlops:
+    """The student's part of a step, and the losses'."""
+    model, work = architecture.model, workload(recipe, architecture.model, recipe.batch_size)
+    rows = [(head, 0, answered) for head, _, answered in heads_with_rows(architecture, work)]
+    blocks = _blocks(model, work.kept, work.student_rows if counting.last_block == "needed" else None)
     embed = _embed(model, work.student)
-    recomputed = _attention(model, work.kept) * model.depth // 2  # the backward pass makes the scores once more
+    again = _attention(model, work.kept) * model.depth // 2  # the backward pass makes the scores once more
     if counting.recompute == "block":
-        recomputed += student
+        again += blocks
     if counting.logits == "blocks":
-        recomputed += _logits_again(recipe, architecture, work, num_processes)
-    return StepFlops(
-        teacher=teacher + _embed(model, work.teacher),
-        student_forward=student + embed,
-        student_backward=2 * student + embed,
-        heads=_heads(architecture, work) + _losses(recipe, architecture, work),
-        recomputed=recomputed,
-    )
+        again += _logits_again(recipe, rows, num_processes)
+    heads = _heads(model, rows) + _losses(recipe, architecture, work)
+    return StepFlops(0, blocks + embed, 2 * blocks + embed, heads, again)
 
 
 def _blocks(model: ViTParams, shapes: list[Shape], needed_rows: int | None) -> int:
@@ -112,7 +153,7 @@ def _embed(model: ViTParams, shapes: list[Shape]) -> int:
     return patches * 2 * 3 * model.patch_size**2 * model.dim
 
 
-def heads_with_rows(architecture: Architecture, work: Workload) -> list[tuple[HeadParams, int, int]]:
+def heads_with_rows(architecture: Architecture, work: Workload) -> Rows:
     """Each head with the rows it gets of the teacher and of the student; tied heads are one."""
     image, patch = architecture.dino_head, architecture.ibot_head
     if patch is None:
@@ -120,10 +161,10 @@ def heads_with_rows(architecture: Architecture, work: Workload) -> list[tuple[He
     return [(image, work.teacher_cls, work.student_cls), (patch, work.masked_patches, work.masked_patches)]
 
 
-def _heads(architecture: Architecture, work: Workload) -> int:
+def _heads(model: ViTParams, rows: Rows) -> int:
     total = 0
-    for head, teacher_rows, student_rows in heads_with_rows(architecture, work):
-        widths = [architecture.model.dim, *[head.hidden_dim] * (head.num_layers - 1), head.bottleneck_dim]
+    for head, teacher_rows, student_rows in rows:
+        widths = [model.dim, *[head.hidden_dim] * (head.num_layers - 1), head.bottleneck_dim]
         mlp = sum(2 * width_in * width_out for width_in, width_out in pairwise(widths))
         total += (teacher_rows + 3 * student_rows) * (mlp + _logits(head))
     return total
@@ -140,12 +181,12 @@ def _losses(recipe: RecipeParams, architecture: Architecture, work: Workload) ->
     return cosines + 2 * 2 * work.student_cls * architecture.dino_head.num_prototypes
 
 
-def _logits_again(recipe: RecipeParams, architecture: Architecture, work: Workload, num_processes: int) -> int:
+def _logits_again(recipe: RecipeParams, rows: Rows, num_processes: int) -> int:
     """Logits beyond the first time: of the teacher for each pass that makes targets, and for the loss that asks them;
     of the student for the loss after their log-sum. Small ones are kept between passes, not for the loss."""
     passes = recipe.loss.sinkhorn_iterations if recipe.loss.centering == "sinkhorn" else 1
     total = 0
-    for head, teacher_rows, student_rows in heads_with_rows(architecture, work):
+    for head, teacher_rows, student_rows in rows:
         kept = KEPT_LOGITS_BYTES * num_processes // (4 * head.num_prototypes)  # rows, of all processes
         total += teacher_rows * _logits(head) * (1 if teacher_rows <= kept else passes)
         total += student_rows * _logits(head) * (0 if student_rows <= kept * recipe.efficiency.num_micro_batches else 1)

@@ -6,10 +6,12 @@ recomputation does. Room for gathered weights and for the losses' work is an est
 heap take is not in here.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from dinov2.models.params import ViTParams
-from dinov2.train.flops import KEPT_LOGITS_BYTES, OURS, Counting, heads_with_rows, swiglu_dim
+from dinov2.train.flops import KEPT_LOGITS_BYTES, OURS, Counting, compared_everywhere, heads_with_rows, swiglu_dim
 from dinov2.train.params import Architecture, RecipeParams
 from dinov2.train.workload import Workload, workload
 
@@ -77,6 +79,35 @@ def memory_of_process(
         batch=pixels * (4 + (width if width < 4 else 0)),
         activations=activation_bytes(architecture, work, width, counting),
         logits=_logits(architecture, work, counting),
+    )
+
+
+def memory_of_distillation(
+    recipe: RecipeParams,
+    teacher: Holdings,
+    students: Sequence[tuple[Architecture, Holdings]],
+    *,
+    num_images: int,
+    counting: Counting = OURS,
+) -> Memory:
+    """The same of a distillation: the frozen teacher's weights, and of every student its own and its average's.
+
+    One student's activations are there at a time.
+    """
+    each = [
+        memory_of_process(compared_everywhere(recipe), student, holdings, num_images=num_images, counting=counting)
+        for student, holdings in students
+    ]
+    width = 4 if recipe.efficiency.precision == "fp32" else 2
+    return Memory(
+        weights=sum(memory.weights for memory in each),
+        gradients=sum(memory.gradients for memory in each),
+        optimizer=sum(memory.optimizer for memory in each),
+        teacher=teacher.local * MASTER_BYTES + sum(memory.teacher for memory in each),
+        gathered=max(_gathered(teacher, width), *(memory.gathered for memory in each)),
+        batch=each[0].batch,
+        activations=max(memory.activations for memory in each),
+        logits=max(memory.logits for memory in each),
     )
 
 
@@ -151,6 +182,26 @@ def _logits(architecture: Architecture, work: Workload, counting: Counting) -> i
         kept = 4 * whole if counting.logits == "blocks" and 4 * whole <= KEPT_LOGITS_BYTES else 0
         sizes.append(LIVE_MATRICES * 4 * live + kept)
     return max(sizes)
+
+
+def num_parameters(architecture: Architecture) -> int:
+    """Of a network: backbone and heads."""
+    total = backbone_parameters(architecture.model)
+    for head in filter(None, (architecture.dino_head, architecture.ibot_head)):
+        widths = [architecture.model.dim, *[head.hidden_dim] * (head.num_layers - 1), head.bottleneck_dim]
+        total += sum((width_in + 1) * width_out for width_in, width_out in pairwise(widths))
+        total += head.num_prototypes * (head.bottleneck_dim + 1)
+    return total
+
+
+def backbone_parameters(model: ViTParams) -> int:
+    """Of a backbone."""
+    dim, hidden = model.dim, swiglu_dim(model.dim)
+    ffn = 8 * dim * dim + 5 * dim if model.ffn == "mlp" else 3 * dim * hidden + 2 * hidden + dim
+    block = 4 * dim * (dim + 1) + ffn + 6 * dim  # attention, feed-forward, two norms and two scales
+    embed = (3 * model.patch_size**2 + 1) * dim
+    tokens = (1 + model.grid**2 + model.num_registers + 2) * dim  # positions, registers, CLS and mask
+    return embed + tokens + model.depth * block + 2 * dim
 
 
 def checkpoint_bytes(num_parameters: int) -> int:

@@ -11,15 +11,23 @@ from typing import NamedTuple
 from dinov2.data.params import images_of_process
 from dinov2.gpus import GPU, GPUS
 from dinov2.params import InputError
-from dinov2.train.flops import OURS, StepFlops, flops_per_step
-from dinov2.train.memory import Holdings, Memory, checkpoint_bytes, memory_of_process
-from dinov2.train.params import Architecture, EfficiencyParams, RecipeParams
+from dinov2.train.costs import (
+    RECOMPUTE,
+    Networks,
+    kept_like,
+    memories_of_process,
+    one_checkpoint,
+    step_flops,
+    step_seconds,
+)
+from dinov2.train.flops import StepFlops
+from dinov2.train.memory import Memory, num_parameters
+from dinov2.train.params import Architecture, RecipeParams
 from dinov2.train.workload import workload
 
 GIB = 2**30
 RESERVE_GIB = 5.0
 """Assumed for what memory.py does not count: CUDA's context, NCCL's buffers, a fragmented heap."""
-RECOMPUTE = ("none", "pointwise", "block")
 
 
 class Assumptions(NamedTuple):
@@ -49,49 +57,45 @@ class Launched(NamedTuple):
 
 
 def plan_training(
-    stage: str, recipe: RecipeParams, architecture: Architecture, launched: Launched, assumed: Assumptions
+    stage: str, recipe: RecipeParams, networks: Networks, launched: Launched, assumed: Assumptions
 ) -> Iterator[str]:
     """The plan, line by line.
 
     Raises InputError as training would (a batch that does not divide among the processes), after the lines that do not
     depend on it, and for assumptions out of range.
     """
-    if not 0 < assumed.mfu <= 1:
-        raise InputError(f"--mfu is {assumed.mfu}, no share of a GPU's peak; take one above 0, up to 1")
+    check_mfu(assumed.mfu)
     num_processes = launched.processes if assumed.processes is None else assumed.processes
     if num_processes < 1:
         raise InputError(f"--processes is {num_processes}; take at least 1")
     how = recipe.efficiency
-    kept = OURS._replace(recompute="none")
-    flops = flops_per_step(recipe, architecture, num_processes=num_processes, counting=kept)
     yield f"{stage}: what follows is counted, unless it says assumed or estimated"
-    yield from _networks(recipe, architecture)
-    yield from _run(recipe, architecture, flops, assumed)
+    yield from _networks(networks)
+    yield from _run(recipe, networks, step_flops(recipe, networks, num_processes), assumed)
     yield f"processes   {num_processes:,} ({_where(launched) if assumed.processes is None else 'as asked'})"
-    holdings, line = _shards(recipe, architecture, num_processes)
-    yield line
+    for network in networks.learners:
+        yield _shards(recipe, network, num_processes)
     num_images = images_of_process(
         recipe.batch_size, recipe.group_size, num_processes, num_parts=how.num_micro_batches
     )
     at_once = num_images // how.num_micro_batches
     yield f"batch       {num_images} images a process, {at_once} at a time, in groups of {recipe.group_size}"
-    memories = {
-        recompute: memory_of_process(
-            recipe, architecture, holdings, num_images=at_once, counting=OURS._replace(recompute=recompute)
-        )
-        for recompute in RECOMPUTE
-    }
-    yield from _memory(memories, how)
+    memories = memories_of_process(recipe, networks, num_processes)
+    yield from _memory(memories, recipe)
     if launched.gpus_per_node == 0 and assumed.processes is None:
         yield f"time        not estimated: launch gives {stage} no GPU"
         return
-    again = flops_per_step(recipe, architecture, num_processes=num_processes, counting=OURS._replace(recompute="block"))
-    done = flops.total + (again.executed - flops.executed if how.recompute == "block" else 0)
-    seconds = {gpu: done / (num_processes * gpu.peak_tflops * 1e12 * assumed.mfu) for gpu in GPUS.values()}
+    seconds = {gpu: step_seconds(recipe, networks, gpu, num_processes, assumed.mfu) for gpu in GPUS.values()}
     hours = {gpu: step_s * recipe.num_steps / 3600 for gpu, step_s in seconds.items()}
-    fits = {gpu: _fit(gpu, memories, how) for gpu in GPUS.values()}
+    fits = {gpu: _fit(gpu, memories, recipe) for gpu in GPUS.values()}
     yield f"time        at an assumed MFU of {assumed.mfu:g}; memory with {RESERVE_GIB:g} GiB assumed for CUDA and NCCL"
     yield from _table(seconds, hours, fits, limit_h=launched.timeout_min / 60, num_processes=num_processes)
+
+
+def check_mfu(mfu: float) -> None:
+    """Raise InputError for what is no share."""
+    if not 0 < mfu <= 1:
+        raise InputError(f"--mfu is {mfu}, no share of a GPU's peak; take one above 0, up to 1")
 
 
 def _where(launched: Launched) -> str:
@@ -100,23 +104,33 @@ def _where(launched: Launched) -> str:
     return f"{nodes} {gpus}"
 
 
-def _networks(recipe: RecipeParams, architecture: Architecture) -> Iterator[str]:
-    model, whole = architecture.model, _whole(recipe, architecture)
+def _networks(networks: Networks) -> Iterator[str]:
+    if not networks.students:
+        yield f"networks    {_about(networks.teacher, 'in student and teacher each')}"
+        return
+    yield f"networks    {_about(networks.teacher, 'of the frozen teacher')}"
+    for name, student in networks.students.items():
+        yield f"            {_about(student, f'in {name} and its average each')}"
+
+
+def _about(architecture: Architecture, where: str) -> str:
+    model = architecture.model
     heads = sum(1 for head in (architecture.dino_head, architecture.ibot_head) if head)
-    yield (
-        f"networks    {whole:,} parameters with {heads} head{'s' if heads > 1 else ''}, in student and teacher "
-        f"each: {model.depth} blocks of {model.dim}, {model.ffn}, patches of {model.patch_size} px"
+    return (
+        f"{num_parameters(architecture):,} parameters with {heads} head{'s' if heads > 1 else ''}, {where}: "
+        f"{model.depth} blocks of {model.dim}, {model.ffn}, patches of {model.patch_size} px"
     )
 
 
-def _run(recipe: RecipeParams, architecture: Architecture, flops: StepFlops, assumed: Assumptions) -> Iterator[str]:
+def _run(recipe: RecipeParams, networks: Networks, flops: StepFlops, assumed: Assumptions) -> Iterator[str]:
     """Steps, images, tokens, FLOPs, bytes read, checkpoints."""
     steps, num_images = recipe.num_steps, recipe.num_steps * recipe.batch_size
-    one = workload(recipe, architecture.model, recipe.group_size)
-    student, teacher = (sum(shape.tokens for shape in shapes) // one.images for shapes in (one.student, one.teacher))
+    teacher = _tokens(recipe, networks.teacher, of_teacher=True)
+    student = sum(_tokens(recipe, network, of_teacher=False) for network in networks.learners)
+    whose = f"{len(networks.students)} students" if networks.students else "student"
     yield f"run         {steps:,} steps of {recipe.batch_size:,} images: {num_images:,} images"
     yield (
-        f"tokens      {student} in the student and {teacher} in the teacher an image; "
+        f"tokens      {student} in the {whose} and {teacher} in the teacher an image; "
         f"{(student + teacher) * recipe.batch_size:,} a step, {(student + teacher) * num_images:.3g} in the run"
     )
     parts = ", ".join(
@@ -127,11 +141,17 @@ def _run(recipe: RecipeParams, architecture: Architecture, flops: StepFlops, ass
     yield f"            {flops.total / recipe.batch_size / 1e9:,.0f} GFLOP an image"
     read = _size(num_images * assumed.image_kb * 1e3)
     yield f"reads       {read}, at an assumed {assumed.image_kb:g} kB an image"
-    one_checkpoint = checkpoint_bytes(_whole(recipe, architecture))
+    size = one_checkpoint(networks)
     yield (
-        f"checkpoint  {_size(one_checkpoint)} every {recipe.checkpoint_every_steps:,} steps; the newest "
-        f"{recipe.keep_checkpoints} stay: {_size(recipe.keep_checkpoints * one_checkpoint)}"
+        f"checkpoint  {_size(size)} every {recipe.checkpoint_every_steps:,} steps; the newest "
+        f"{recipe.keep_checkpoints} stay: {_size(recipe.keep_checkpoints * size)}"
     )
+
+
+def _tokens(recipe: RecipeParams, architecture: Architecture, *, of_teacher: bool) -> int:
+    """Of an image."""
+    one = workload(recipe, architecture.model, recipe.group_size)
+    return sum(shape.tokens for shape in (one.teacher if of_teacher else one.student)) // one.images
 
 
 def _size(num_bytes: int | float) -> str:
@@ -148,39 +168,33 @@ def _tera(value: int) -> str:
     return f"{tera:,.0f}" if tera >= 100 else f"{tera:.3g}"
 
 
-def _whole(recipe: RecipeParams, architecture: Architecture) -> int:
-    """Parameters of a network."""
-    from dinov2.train.rehearse import rehearse_holdings  # torch only here and below
-
-    return rehearse_holdings(architecture, recipe.efficiency, rank=0, num_processes=1).local
-
-
-def _shards(recipe: RecipeParams, architecture: Architecture, num_processes: int) -> tuple[Holdings, str]:
+def _shards(recipe: RecipeParams, architecture: Architecture, num_processes: int) -> str:
     """What rank 0, which holds the most, has of a network; built on the meta device."""
-    from dinov2.train.rehearse import rehearse_holdings
+    from dinov2.train.rehearse import rehearse_holdings  # torch only here and in costs.py
 
     first, last = (
         rehearse_holdings(architecture, recipe.efficiency, rank=rank, num_processes=num_processes)
         for rank in (0, num_processes - 1)
     )
     if num_processes == 1:
-        return first, "shards      none: one process holds whole networks"
+        return "shards      none: one process holds whole networks"
     num_shards = recipe.efficiency.shard_processes or num_processes
     sizes = f"{4 * first.local / 2**20:,.1f} MiB in fp32"
-    return first, (
+    return (
         f"shards      {num_shards:,}, built on the meta device: of a network's parameters rank 0 holds "
         f"{first.local:,}, the most ({sizes}), and the last rank {last.local:,}"
     )
 
 
-def _memory(memories: dict[str, Memory], how: EfficiencyParams) -> Iterator[str]:
+def _memory(memories: dict[str, Memory], recipe: RecipeParams) -> Iterator[str]:
+    how = recipe.efficiency
     yield f"memory      GiB of rank 0, estimated for {how.precision}"
-    memory = memories[_kept_like(how)]
+    memory = memories[kept_like(recipe)]
     parts = [f"{name} {value / GIB:.2f}" for name, value in memory._asdict().items() if name != "activations"]
     yield f"            {', '.join(parts)}"
     for recompute, memory in memories.items():
         mark = ""
-        if recompute == _kept_like(how):
+        if recompute == kept_like(recipe):
             mark = "  (this recipe)" if recompute == how.recompute else "  (this recipe, whose blocks are compiled)"
         yield (
             f"            recompute {recompute:<10} activations {memory.activations / GIB:6.2f}   "
@@ -188,15 +202,10 @@ def _memory(memories: dict[str, Memory], how: EfficiencyParams) -> Iterator[str]
         )
 
 
-def _kept_like(how: EfficiencyParams) -> str:
-    """Whose activations a recipe keeps: compiled blocks recompute what is pointwise by themselves."""
-    return "pointwise" if how.compile and how.recompute == "none" else how.recompute
-
-
-def _fit(gpu: GPU, memories: dict[str, Memory], how: EfficiencyParams) -> str:
+def _fit(gpu: GPU, memories: dict[str, Memory], recipe: RecipeParams) -> str:
     """Whether it fits into the GPU's memory, and else what would."""
     needs = {recompute: memory.total / GIB + RESERVE_GIB for recompute, memory in memories.items()}
-    kept = _kept_like(how)
+    kept = kept_like(recipe)
     if needs[kept] <= gpu.memory_gib:
         return "fits"
     short = f"{needs[kept] - gpu.memory_gib:.1f} GiB short"

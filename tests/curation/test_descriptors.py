@@ -44,7 +44,7 @@ def few_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_files")
 def test_many_blocks_need_few_open_files(tmp_path: Path) -> None:
-    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
     vectors = np.eye(100, dtype=np.float32)
     names = [store_block(store, tmp_path, row[None]) for row in vectors]
     write_json(tmp_path / "embeddings.json", {"pool": {"copy": names}})

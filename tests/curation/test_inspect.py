@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 from curation_outputs import Outputs, on_circle, write_outputs
 
+from dinov2 import lookup
 from dinov2.curation.inspect import inspection_page, main
 from dinov2.curation.looking.borderline import borderlines, thresholds
 from dinov2.curation.looking.neighborhoods import CENTROIDS, neighborhoods
 from dinov2.curation.params import InspectParams
-from dinov2.lookup import read_record, rows_at, sample_by
+from dinov2.lookup import first_by_id, read_record, rows_at, sample_by
 from dinov2.params import InputError
 from dinov2.records import REMOVED, write_table
 
@@ -140,9 +142,21 @@ def test_sample_of_a_reason_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert [row["id"] for row in rows_at(table, [7, 2999])] == [rows[7]["id"], rows[2999]["id"]]
 
 
+def test_first_rows_of_a_reason_are_those_of_least_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "removed.parquet"
+    monkeypatch.setattr(lookup, "BATCH_ROWS", 7)
+    rows = [{"id": f"{i * 37 % 100:064d}", "reason": "a" if i % 3 else "b"} for i in range(100)]
+    write_table(table, REMOVED, [*rows, {"id": None, "reason": "a"}])
+    found = first_by_id(table, "reason", 5, ds.field("id").is_valid())
+    for reason, num in (("a", 66), ("b", 34)):
+        ids = sorted(row["id"] for row in rows if row["reason"] == reason)
+        assert found[reason][0] == num
+        assert [row["id"] for row in found[reason][1]] == ids[:5]
+
+
 def test_command_writes_the_page(outputs: Outputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "params.yaml"
-    store = f"store: {{url: '{outputs.store.params.url}', cache: cache}}\n"
+    store = f"store: {{url: '{outputs.store.params.url}', cache: cache, remote: null}}\n"
     values = ", ".join(f"{name}: {value}" for name, value in params().model_dump().items())
     file.write_text(f"{store}retrieve: {{inspect: {{{values}}}}}\ninputs: {{evaluation: nowhere}}\n")
     arguments = ["--params", str(file), "--out", str(tmp_path / "page.html"), "--data"]

@@ -131,7 +131,7 @@ def test_page_shows_the_image_its_witness_and_what_is_gone(
     outputs: Outputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = tmp_path / "params.yaml"
-    params.write_text(f"store: {{url: '{outputs.store.params.url}', cache: cache}}\n")
+    params.write_text(f"store: {{url: '{outputs.store.params.url}', cache: cache, remote: null}}\n")
     page = tmp_path / "story.html"
     arguments = [outputs.ids["p7"], "--data", str(outputs.data), "--params", str(params), "--thumbnails", str(page)]
     assert main(arguments) == 0

@@ -123,7 +123,7 @@ def test_collator_passes_over_an_image_deleted_while_running(tmp_path: Path) -> 
 
 
 def test_collator_passes_over_images_of_a_shard_cut_off_in_the_middle(tmp_path: Path) -> None:
-    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
     with ShardWriter(store, tmp_path / "shards", shard_mb=1) as writer:
         for number in range(6):
             writer.add(Memory().read(number), {"mime": "image/png", "label": None})

@@ -133,7 +133,7 @@ def tiny_values(repository: Path) -> dict[str, Any]:
 
 def opened(tmp_path: Path, sources: list[dict[str, Any]], values: dict[str, Any]) -> Any:
     params = validate(PretrainParams, {**values, "sources": sources}, where="pretrain")
-    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
     return open_sources(params.sources, retrieve=tmp_path / "retrieve", store=store)
 
 
@@ -174,7 +174,7 @@ def test_open_sources_wants_one(tmp_path: Path, tiny_values: dict[str, Any]) -> 
 
 def test_open_sources_divides_a_curated_set_by_its_own_mixture(tmp_path: Path, tiny_values: dict[str, Any]) -> None:
     """Half from a folder; of the other half two thirds from cats, whatever the numbers of images."""
-    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
     with ShardWriter(store, tmp_path / "packing", shard_mb=1) as writer:
         for number in range(8):
             writer.add(b"%d" % number, {"mime": "image/png", "source": ("cat", "dog", None)[min(number, 2)]})

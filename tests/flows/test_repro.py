@@ -9,7 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.repro import StageCrashError, StageMistakeError, _end, _failure, _run
+from dinov2.params import InputError
+from flows.repro import BUSY, StageCrashError, StageMistakeError, _end, _failure, _run
+from tasks.stage import _only_one
 
 
 def fail(folder: Path, instance: str, kind: str) -> None:
@@ -26,7 +28,7 @@ def test_the_kind_of_a_failure_decides_whether_it_is_tried_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fail(tmp_path, "evaluate@random", kind)
-    failure = _failure("evaluate", ["dvc's last line"])
+    failure = _failure("evaluate", 1, ["dvc's last line"])
     assert type(failure) is error
     assert str(failure) == "evaluate@random: what happened"
 
@@ -35,10 +37,30 @@ def test_a_failure_without_a_word_of_the_stage_is_a_crash_with_dvcs_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    failure = _failure("dedup", ["> python -m tasks.dedup", "ERROR: failed to reproduce"])
+    failure = _failure("dedup", 1, ["> python -m tasks.dedup", "ERROR: failed to reproduce"])
     assert isinstance(failure, StageCrashError)
-    assert isinstance(_failure("dedup", ["ERROR: dvc.yaml is wrong"]), StageMistakeError)
+    assert isinstance(_failure("dedup", 1, ["ERROR: dvc.yaml is wrong"]), StageMistakeError)
     assert "ERROR: failed to reproduce" in str(failure)
+    killed = _failure("dedup", -9, [])
+    assert isinstance(killed, StageCrashError)
+    assert "signal 9" in str(killed)
+
+
+def test_a_mistake_that_could_not_be_left_on_a_full_disk_is_known_by_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran, ended = "> python -m tasks.crawl", "ERROR: failed to reproduce 'crawl': failed to run: python, exited with"
+    failure = _failure("crawl", 255, [ran, "crawl: the disk of work is full", f"{ended} 2"])
+    assert type(failure) is StageMistakeError
+    assert str(failure) == "crawl: the disk of work is full"
+    assert type(_failure("crawl", 255, [ran, f"{ended} 1"])) is StageCrashError
+
+
+def test_a_stage_that_an_orphan_still_runs_is_waited_for(tmp_path: Path) -> None:
+    with _only_one(tmp_path / "crawl"), pytest.raises(InputError) as refused, _only_one(tmp_path / "crawl"):
+        pass
+    assert BUSY.search(str(refused.value))
 
 
 def test_lines_are_passed_on_and_a_child_that_holds_the_pipe_does_not_hold_the_task() -> None:

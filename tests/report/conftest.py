@@ -56,7 +56,7 @@ def write_run(root: Path, images: list[bytes]) -> Run:
     outputs = {stage: root / "data" / stage for stage in stages}
     for folder in outputs.values():
         folder.mkdir(parents=True)
-    store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache")))
+    store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache"), remote=None))
     with ShardWriter(store, root / "shards", shard_mb=100) as writer:
         for number, data in enumerate(images):
             label = LABELS[number % len(LABELS)]

@@ -44,7 +44,7 @@ def params(**changes: Any) -> DedupParams:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ from dinov2.store import Store, StoreParams
 from tasks.fan_out import make_parts
 work, root, params, filter, embed = sys.argv[1:]
 values = {"params": tasks.dedup.DedupParams.model_validate_json(params), "filter": Path(filter), "embed": Path(embed),
-          "work": Path(work), "store": Store(StoreParams(url=root, cache=root))}
+          "work": Path(work), "store": Store(StoreParams(url=root, cache=root, remote=None))}
 for phase in tasks.dedup.PHASES:
     make_parts(phase, values, first=0, of=1)
 """

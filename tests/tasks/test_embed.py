@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(draw.integers(0, 255, (90, 120, 3), np.uint8)).save(path)
         return path.read_bytes()
 
-    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    store = Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
     row = {"mime": "image/png", "url": None, "page_url": None, "label": None, "width": 120, "height": 90}
     with ShardWriter(store, tmp_path / "packing", shard_mb=1) as writer:
         for _ in range(140):

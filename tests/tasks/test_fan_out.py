@@ -1,6 +1,7 @@
 """Parts are each made once, whoever makes them; jobs run side by side are all followed to their ends."""
 
 import functools
+import json
 import os
 import signal
 import time
@@ -11,16 +12,17 @@ import pytest
 
 from tasks.fan_out import Phase, make_parts, missing_parts
 from tasks.follow import JobFailedError
-from tasks.launch import run_jobs
+from tasks.launch import Submission, run_jobs
 from tasks.resources import LaunchParams, Resources
 
 # submitit forgets its local processes without waiting for them
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running", "ignore:Exception ignored in")
 
-LAUNCH = LaunchParams(
-    cluster="local", partition=None, account=None, setup=[], stages={},
-    default=Resources(nodes=1, gpus_per_node=0, cpus_per_task=1, memory_gb=1, timeout_min=5, workers=2),
-)
+DEFAULT: dict[str, Any] = {
+    "nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "memory_gb": 1, "timeout_min": 5, "workers": 2,
+    "max_running": 2, "partition": None, "account": None, "constraint": None, "sbatch": {}, "setup": [], "python": None,
+}  # fmt: skip
+LAUNCH = LaunchParams(cluster="local", save_s=90, max_timeouts=1, stages={}, default=Resources(**DEFAULT))
 
 
 def count(params: int) -> int:
@@ -123,3 +125,5 @@ def test_a_rank_that_gave_up_ends_the_wait_of_the_others(tmp_path: Path) -> None
     )  # fmt: skip
     assert results == [["mistake"]]
     assert time.monotonic() - started < 60
+    (about,) = json.loads((tmp_path / "job.json").read_text())
+    assert Submission(**about).process() is None

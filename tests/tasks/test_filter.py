@@ -132,7 +132,8 @@ def test_workers_and_kills_change_no_byte(tmp_path: Path) -> None:
     for name in ("one", "two", "killed"):
         folder = tmp_path / name
         store = make_download(folder, images)
-        given = values(folder, params, folder / "work", Store(StoreParams(url=str(folder / "store"), cache="")))
+        opened = Store(StoreParams(url=str(folder / "store"), cache="", remote=None))
+        given = values(folder, params, folder / "work", opened)
         if name == "two":
             workers = [start_worker(given, first=i, of=2, moment="write_table", number=0) for i in range(2)]
             assert [worker.wait() for worker in workers] == [0, 0]

@@ -47,7 +47,7 @@ def fresh(path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
 
 
 @pytest.fixture

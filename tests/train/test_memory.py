@@ -16,7 +16,7 @@ from dinov2.params import read_yaml, validate
 from dinov2.train import memory
 from dinov2.train.checkpoint import Checkpoints
 from dinov2.train.flops import OURS, Counting
-from dinov2.train.memory import activation_bytes, checkpoint_bytes
+from dinov2.train.memory import activation_bytes, backbone_parameters, checkpoint_bytes, num_parameters
 from dinov2.train.objective import build_network
 from dinov2.train.optim import build_optimizer
 from dinov2.train.params import Architecture, OptimParams
@@ -99,3 +99,13 @@ def test_checkpoint_weighs_what_is_planned(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.distcp"))
     planned = checkpoint_bytes(sum(parameter.numel() for parameter in student.parameters()))
     assert planned <= size <= 1.03 * planned  # each tensor has a header
+
+
+@pytest.mark.parametrize("changes", [{}, {"ffn": "swiglu", "num_registers": 3, "dim": 72}])
+@pytest.mark.parametrize("ibot_head", [None, HEAD.model_copy(update={"hidden_dim": 5, "num_layers": 4})])
+def test_parameters_are_those_of_the_networks(changes: dict[str, Any], ibot_head: HeadParams | None) -> None:
+    counted = architecture(**changes).model_copy(update={"ibot_head": ibot_head})
+    network = build_network(counted.model, counted.dino_head, ibot_head)
+    sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in network.items()}
+    assert num_parameters(counted) == sum(sizes.values())
+    assert backbone_parameters(counted.model) == sizes["backbone"]

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from dinov2.gpus import peak_tflops
 from dinov2.models.params import HeadParams, released_params
 from dinov2.params import InputError, read_yaml, validate
+from dinov2.train.costs import Networks
 from dinov2.train.objective import build_network, local_part
 from dinov2.train.params import Architecture, EfficiencyParams
 from dinov2.train.plan import Assumptions, Launched, plan_training
@@ -36,7 +37,8 @@ def recipe_of(preset: str, **changes: Any) -> tuple[PretrainParams, Architecture
 
 
 def lines(preset: str = "paper-vitg", *, assumed: Assumptions = DEFAULT, **changes: Any) -> list[str]:
-    return list(plan_training("pretrain", *recipe_of(preset, **changes), Launched(32, 8, 4320), assumed))
+    params, architecture = recipe_of(preset, **changes)
+    return list(plan_training("pretrain", params, Networks(architecture), Launched(32, 8, 4320), assumed))
 
 
 def line(plan: list[str], start: str) -> str:

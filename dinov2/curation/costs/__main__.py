@@ -5,9 +5,9 @@ Run:   python -m dinov2.curation.costs --params presets/paper-vitg.yaml --images
 
 import argparse
 import sys
-import typing
 from pathlib import Path
 
+from dinov2.command import add_options, from_options, show
 from dinov2.curation.costs.plan import markdown
 from dinov2.curation.costs.sizes import Assumed, Machines
 from dinov2.params import InputError
@@ -20,13 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
-    for name, kind in typing.get_type_hints(Assumed).items():
-        (plain,) = set(typing.get_args(kind) or (kind,)) - {type(None)}
-        parser.add_argument(f"--{name}", type=plain, default=Assumed._field_defaults[name], help="default: %(default)s")
+    add_options(parser, Assumed)
     options = vars(parser.parse_args(arguments))
-    file = options.pop("params")
+    machines = Machines(nodes=1, cores=1, gpus=0, workers=1)
     try:
-        sys.stdout.write(markdown(file, Assumed(**options), Machines(nodes=1, cores=1, gpus=0, workers=1)))
+        show(markdown(options["params"], from_options(Assumed, options), machines).splitlines())
     except InputError as error:
         sys.stderr.write(f"costs: {error}\n")
         return 2

@@ -1,7 +1,8 @@
 """A plan of a stage of the curation, said before it runs: operations, bytes, memory, parts and hours.
 
 A phase takes as long as what it needs most: cores, GPUs, storage or network, each of which works beside the others. A
-phase of one part has one process's cores and GPU and one node's storage; the phases of a stage follow each other.
+phase of one part has one process's cores and GPU and one node's storage, and what is not written for several cores has
+one; the phases of a stage follow each other.
 """
 
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def _cost(stage: str, work: Work, rates: Rates, machines: Machines) -> Cost:
     on_gpu = work.on_gpu and gpus > 0
     seconds = {
         "cores": (work.core_s + (0 if on_gpu else work.flops / (work.core_flops or rates.core_flops))) / cores,
+        "one core": work.lone_s,
         "GPUs": work.flops / (gpus * rates.gpu_flops) if on_gpu else 0.0,
         "storage": (work.read + work.written) / (nodes * rates.storage),
         "network": work.fetched / (nodes * rates.network),
@@ -138,6 +140,7 @@ def _gpus(machines: Machines, assumed: Assumed) -> str:
 def _amounts(work: Work) -> str:
     parts = [f"{work.flops:.2g} FLOP"] if work.flops else []
     parts += [f"{work.core_s / 3600:,.3g} core-hours by measured rates"] if work.core_s else []
+    parts += [f"{work.lone_s / 3600:,.3g} hours of one core by measured rates"] if work.lone_s else []
     parts += [f"{size(work.fetched)} fetched"] if work.fetched else []
     parts += [f"{size(work.read)} read"]
     parts += [f"{size(work.written)} written"] if work.written else []
@@ -154,6 +157,7 @@ def _time(hours: float | int) -> str:
 def _sources(costs: list[Cost], rates: Rates, machines: Machines) -> list[str]:
     """Of the rates that these costs were reckoned with."""
     used = {"storage"} | {cost.stage for cost in costs if cost.work.core_s}
+    used |= {"gathering"} if any(cost.work.lone_s for cost in costs) else set()
     used |= {"network"} if any(cost.work.fetched for cost in costs) else set()
     for cost in costs:
         if cost.work.flops:

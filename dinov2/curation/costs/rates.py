@@ -51,6 +51,8 @@ def read_rates(assumed: Assumed) -> Rates:
         "cores": f"{measured}: {table['fp32']:,.0f} GFLOP/s of products a core",
         "GPUs": f"assumed, as no GPU was at hand: {assumed.peak_share:g} of the {gpu.peak_tflops:g} TFLOP/s that the "
         f"{assumed.gpu}'s data sheet has",
+        "gathering": "measured (benchmarks/results/gather_memory.md): memory and seconds of the lone jobs that gather "
+        "crawl's URLs and filter's hashes",
         "storage": f"assumed: the store gives and takes {assumed.storage_gb_s:g} GB/s a node",
         "network": f"assumed: {assumed.network_gbit:g} Gbit/s a node from the public network, and hosts that give it",
     }

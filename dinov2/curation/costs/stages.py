@@ -15,14 +15,22 @@ RECORD_BYTES = 130
 """A row of URLs, compressed; assumed: the demo's, whose URLs are short, have 32."""
 ROW_BYTES = 120
 """A row of a manifest, compressed: the demo's have 92 to 133."""
-URL_MEMORY = 100
-"""Of a URL that was seen, in a table of hashes."""
+URL_MEMORY, URL_S = 160, 8.3e-6
+"""Of a URL that was seen, in a table of hashes; and a core's seconds. Measured: benchmarks/results/gather_memory.md."""
+HASH_MEMORY, HASH_S = 183, 8.0e-6
+"""Of an image whose hash is compared; and a core's seconds. Measured: benchmarks/results/gather_memory.md."""
 PAIR_MEMORY = 300
 """Of an image that has a copy, where components are found."""
-RETRIEVED_ROWS, PACKED_SHARDS = 16384, 8
-"""Rows of a block, and shards of a part, of retrieve: BLOCK_ROWS and SHARDS_A_PART there."""
+RETRIEVED_ROWS, PACKED_SHARDS, TAKEN_AT_ONCE = 16384, 8, 2**22
+"""Of retrieve: rows of a block, shards of a part, neighbours looked for at a time; there BLOCK_ROWS, SHARDS_A_PART and
+PIECE."""
+IMAGE_MEMORY, SEED_MEMORY, CANDIDATE_MEMORY = 150, 100, 100
+"""Of an image, a seed and a neighbour in every process of retrieve; the first is measured, the others are counted from
+their arrays, sorting included: benchmarks/results/retrieve_memory.md."""
+GROUP_MEMORY = 1e9
+"""Of a row group of a table that is written, at most."""
 ROW_MEMORY = 2000
-"""Of a row of a table that retrieve holds as Python objects, in every process."""
+"""Of a row of a table as Python objects: those of one part."""
 FLOAT16, FLOAT32 = 2, 4
 
 
@@ -40,6 +48,8 @@ class Work(NamedTuple):
     memory: float = 0.0
     """Bytes of a process; 0: that of a few images."""
     parts: int = 1
+    lone_s: float = 0.0
+    """Seconds of one core that no other can help."""
     core_flops: float | None = None
     """Operations a second of a core, where they were measured for this; None: those of products alone."""
     on_gpu: bool = False
@@ -53,7 +63,7 @@ def crawl(sizes: Sizes, rates: Rates) -> list[Work]:
     html = pages * a.page_kb * 1e3
     return [
         Work("pages", core_s=pages / rates.crawl, read=html, written=records, parts=_parts(html / 1e6, sizes.crawl_mb)),
-        Work("each URL once", read=records, written=records, memory=a.images * URL_MEMORY),
+        Work("each URL once", read=records, written=records, memory=a.images * URL_MEMORY, lone_s=a.images * URL_S),
     ]
 
 
@@ -75,7 +85,7 @@ def filter(sizes: Sizes, rates: Rates) -> list[Work]:
         Work("looks", core_s=a.images / rates.filter, read=a.images * a.image_kb * 1e3, written=a.images * ROW_BYTES,
              memory=part * ROW_BYTES, parts=_parts(a.images, part)),
         Work("hashes", read=a.images * (sizes.hash_bytes + ROW_BYTES), written=a.images * ROW_BYTES,
-             memory=a.images * (sizes.hash_bytes + 8)),
+             memory=a.images * HASH_MEMORY, lone_s=a.images * HASH_S),
     ]  # fmt: skip
 
 
@@ -113,19 +123,24 @@ def retrieve(sizes: Sizes, _: Rates) -> list[Work]:
     """k-means in which every vector meets every centroid each time, then seeds against the pool, then packing."""
     a = sizes.assumed
     vectors = a.images * sizes.semantic_dims * FLOAT16
-    a_seed = sizes.semantic_dims * FLOAT16 + sizes.neighbors * 12
     centroids = sizes.num_clusters * sizes.semantic_dims
     block = min(RETRIEVED_ROWS, a.images) * sizes.semantic_dims * FLOAT32
     passes, blocks = sizes.num_iterations + 1, _parts(a.images, RETRIEVED_ROWS)
-    tables, sample = (a.images + a.seeds) * ROW_MEMORY, 16 * centroids * FLOAT32
+    tables, sample = a.images * IMAGE_MEMORY + a.seeds * SEED_MEMORY, 16 * centroids * FLOAT32
+    taken = a.seeds * sizes.neighbors
+    searches, at_once = max(1, ceil(taken / TAKEN_AT_ONCE)), min(taken, TAKEN_AT_ONCE)
+    seeds = min(a.seeds, TAKEN_AT_ONCE / max(1, sizes.neighbors)) * sizes.semantic_dims * (FLOAT16 + 2 * FLOAT32)
     stored = (a.images * a.chosen + a.seeds) * a.image_kb * 1e3
+    part_mb = PACKED_SHARDS * sizes.shard_mb
+    part_rows = min(a.images * a.chosen + a.seeds, part_mb * 1e3 / a.image_kb)
     return [
         Work("k-means", flops=2 * a.images * centroids * passes, read=vectors * passes, written=4 * a.images,
-             memory=centroids * (FLOAT32 + 8) + sample + block + 4 * a.images + tables, parts=blocks, on_gpu=True),
-        Work("neighbours", flops=2 * a.seeds * vectors / FLOAT16, read=vectors, written=a.seeds * sizes.neighbors * 16,
-             memory=a.seeds * a_seed + block + tables, parts=blocks, on_gpu=True),
-        Work("packing", read=stored, written=stored, memory=tables,
-             parts=_parts(stored / 1e6, PACKED_SHARDS * sizes.shard_mb)),
+             memory=centroids * (FLOAT32 + 8) + sample + block + tables, parts=blocks, on_gpu=True),
+        Work("neighbours", flops=2 * a.seeds * vectors / FLOAT16, read=vectors * searches, written=taken * 16,
+             memory=seeds + at_once * CANDIDATE_MEMORY + block + tables, parts=blocks, on_gpu=True),
+        Work("packing", read=stored, written=stored,
+             memory=part_rows * ROW_MEMORY + tables + min(GROUP_MEMORY, a.images * ROW_MEMORY),
+             parts=_parts(stored / 1e6, part_mb)),
     ]  # fmt: skip
 
 

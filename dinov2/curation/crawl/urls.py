@@ -71,7 +71,7 @@ def canonical(url: str) -> str:
     if parts.scheme == "file":
         if host or port or ".." in unquote(path).split("/"):
             raise UrlRefusedError("malformed_url")
-        return f"file://{path}"  # a query means nothing to a file
+        return "file:///" + path.lstrip("/")  # a query means nothing to a file, nor do empty folder names first
     if parts.username is not None or parts.password is not None:
         raise UrlRefusedError("malformed_url")
     netloc = canonical_host(host)

@@ -4,7 +4,7 @@ Holds only images that are in a pair, so memory grows with the number of copies 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +15,12 @@ from jaxtyping import Bool, Int
 from dinov2.curation.dedup.components import evaluation_contacts, group_copies, preference
 from dinov2.curation.dedup.join import Pairs, merged
 from dinov2.curation.dedup.pairs import PairFiles, rows_of
-from dinov2.curation.descriptors import EMBEDDED
+from dinov2.curation.descriptors import EMBEDDED, ID, read_ids
 from dinov2.params import InputError
 from dinov2.records import REMOVED
 from dinov2.tables import num_rows, read_batches, write_batches
 
 FACTS = pa.schema([("id", pa.string()), ("width", pa.int32()), ("height", pa.int32())])
-ID = pa.schema([("id", pa.string())])
 
 
 def values_at(paths: Sequence[Path], index: Int[np.ndarray, " n"], schema: pa.Schema) -> pa.Table:
@@ -43,18 +42,13 @@ def check_inputs(embed: Path, filter_out: Path) -> None:
     """
     for name in ("seeds", "pool", "evaluation"):
         next(read_batches(embed / f"{name}.parquet", EMBEDDED), None)
-    kept = _ids(filter_out / "manifest.parquet")
-    for image in _ids(embed / "pool.parquet"):
+    kept = read_ids(filter_out / "manifest.parquet")
+    for image in read_ids(embed / "pool.parquet"):
         if image not in kept:  # which goes on to where it is
             raise InputError(
                 f"{embed} embeds images that {filter_out} does not have, or not in that order (the first: {image}); "
                 "run embed again on this filter's output"
             )
-
-
-def _ids(path: Path) -> Iterator[str]:
-    for batch in read_batches(path, ID):
-        yield from batch["id"].to_pylist()
 
 
 class Verdicts:

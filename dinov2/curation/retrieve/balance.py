@@ -98,9 +98,11 @@ def first_of_each(
     index: Int[np.ndarray, " n"], key: Float[np.ndarray, " n"], quota: Int[np.ndarray, " k"]
 ) -> Bool[np.ndarray, " n"]:
     """Whether each is among the `quota[cluster]` first of its cluster by `key`; of equals the earlier."""
-    order = np.lexsort((key, index))
-    starts = np.cumsum(np.bincount(index, minlength=len(quota))) - np.bincount(index, minlength=len(quota))
-    result = np.empty(len(index), bool)
-    result[order] = np.arange(len(index)) - starts[index[order]] < quota[index[order]]
+    sizes = np.bincount(index, minlength=len(quota))
+    num = np.minimum(quota, sizes)
+    first = np.cumsum(sizes) - sizes  # of each cluster, in order of clusters
+    places = np.arange(num.sum()) + np.repeat(first - (np.cumsum(num) - num), num)
+    result = np.zeros(len(index), bool)
+    result[np.lexsort((key, index))[places]] = True
     return result
 

@@ -1,17 +1,18 @@
 """Descriptors a block at a time, so that memory is that of a block, whatever the number of images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from dinov2.curation.descriptors import Kind, Rows, SetName, is_unit, open_rows, read_embedded
+from dinov2.curation.descriptors import Kind, Rows, SetName, is_unit, open_rows, read_ids
 from dinov2.distributed import all_reduce_sum, rank, world_size
 from dinov2.params import InputError
 from dinov2.store import Store
+from dinov2.tables import num_rows
 
 BLOCK_ROWS = 16384
 
@@ -100,17 +101,29 @@ class OnDisk:
         return OnDisk(self._rows, self._places[rows])
 
 
-def open_blocks(embed: Path, name: SetName, kind: Kind, rows: Sequence[dict[str, Any]], store: Store) -> OnDisk:
-    """Descriptors of the images of `rows`, which are some of the set's.
+def open_blocks(embed: Path, name: SetName, kind: Kind, table: Path, store: Store) -> OnDisk:
+    """Descriptors of the images of a table, which are some of the set's, in its order.
 
-    Raises InputError if some have none, and as `open_rows`.
+    Raises InputError if some have none, or as `open_rows`.
     """
-    stored = open_rows(embed, [name], kind, store)
-    place = {row["id"]: number for number, row in enumerate(read_embedded(embed, name))}
-    absent = [row["id"] for row in rows if row["id"] not in place]
-    if absent:
-        raise InputError(
-            f"{embed} has no descriptors of {len(absent)} images of {name} (the first: {absent[0]}); "
-            "run embed, then dedup, again"
-        )
-    return OnDisk(stored, np.array([place[row["id"]] for row in rows], np.int64))
+    return OnDisk(open_rows(embed, [name], kind, store), _places(embed, name, table))
+
+
+def _places(embed: Path, name: SetName, table: Path) -> Int[np.ndarray, " n"]:
+    """The row of the set of each image of the table. Both are read once, side by side."""
+    stored = enumerate(read_ids(embed / f"{name}.parquet"))
+
+    def found() -> Iterator[int]:
+        for image in read_ids(table):
+            for number, other in stored:  # which goes on from where it is
+                if other == image:
+                    yield number
+                    break
+            else:
+                raise InputError(
+                    f"{embed} has no descriptors of some images of {name} in {table}, or not in that order (the first: "
+                    f"{image}); run embed, then dedup, again"
+                )
+
+    few = num_rows(embed / f"{name}.parquet") < 2**31
+    return np.fromiter(found(), np.int32 if few else np.int64, num_rows(table))

@@ -4,7 +4,8 @@ A source (the seeds of one label) with many seeds takes the N nearest pool image
 with few would bring in too little that way, so each of its seeds takes up to M images of the pool's cluster that it
 falls into, nearest first (*cluster-based*). An image that several seeds want goes to the most similar one.
 
-The pool is searched a block at a time; memory is that of a block and of what the seeds may take.
+The pool is searched a block at a time, for some of the seeds at a time; memory is that of a block, of those seeds and
+what they may take in each process, and of the retrieved images.
 """
 
 from collections import Counter
@@ -24,12 +25,14 @@ from dinov2.distributed import world_size
 from dinov2.search import top_k
 
 SAMPLE, CLUSTER = "sample", "cluster"
+PIECE = 2**22  # images that the seeds that are searched for at a time may take
+FEW = 2**18  # candidates that are not worth a sort
 
 
 class Seeds(NamedTuple):
     """What retrieves."""
 
-    vectors: Float[np.ndarray, "s d"]
+    vectors: Blocks
     sources: Sequence[str | None]
     clusters: Int[np.ndarray, " s"]
     """The pool's cluster that each falls into."""
@@ -57,6 +60,9 @@ class Candidates(NamedTuple):
     cosine: Float[np.ndarray, " c"]
 
 
+NONE = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
 def strategies(sources: Sequence[str | None], sample_based_from: int) -> dict[str | None, str]:
     """`sample` or `cluster` for each source, by its number of seeds; seeds without a label form one."""
     counts = sorted(Counter(sources).items(), key=lambda item: item[0] or "")
@@ -77,11 +83,10 @@ def retrieve(
     """
     strategy = strategies(seeds.sources, params.sample_based_from)
     by_sample = np.array([strategy[source] == SAMPLE for source in seeds.sources])
-    seed, image, cosine = _Search(params, seeds, by_sample, device)(pool, pool_clusters)
-    order = np.lexsort((seed, -cosine, image))
-    _, first = np.unique(image[order], return_index=True)
-    best = order[first]
-    seed, image, cosine = seed[best], image[best], cosine[best]
+    best = NONE
+    for found in _Search(params, seeds, pool, pool_clusters, device).pieces(by_sample):
+        best = _best_of_images(best, found)
+    seed, image, cosine = best
     number = {source: place for place, source in enumerate(strategy)}
     source_of_seed = np.array([number[source] for source in seeds.sources])
     quota = np.full(len(number), len(image) if params.max_per_source is None else params.max_per_source)
@@ -89,51 +94,122 @@ def retrieve(
     return Choices(image[kept], seed[kept], cosine[kept], ~by_sample[seed[kept]], image[~kept])
 
 
-def _nearest(parts: Sequence[Candidates], quota: NDArray[np.int64]) -> Candidates:
+def _best_of_images(*parts: Candidates) -> Candidates:
+    """Each image with its most similar seed, of equals the earlier; in order of images."""
+    seed, image, cosine = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((seed, -cosine, image))
+    _, first = np.unique(image[order], return_index=True)
+    best = order[first]
+    return Candidates(seed[best], image[best], cosine[best])
+
+
+def _nearest(parts: Sequence[Candidates], num_seeds: int, quota: int) -> Candidates:
     """The `quota` nearest of each seed among all parts; of equals the earlier images."""
-    none = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    seed, image, cosine = (np.concatenate(column) for column in zip(none, *parts, strict=True))
+    seed, image, cosine = (np.concatenate(column) for column in zip(NONE, *parts, strict=True))
     order = np.argsort(image, kind="stable")
-    kept = order[first_of_each(seed[order], -cosine[order], quota)]
+    kept = order[first_of_each(seed[order], -cosine[order], np.full(num_seeds, quota))]
     return Candidates(seed[kept], image[kept], cosine[kept])
+
+
+def _among_all(found: Candidates, num_seeds: int, quota: int, device: torch.device) -> Candidates:
+    """The nearest of each seed among what all processes found; each merges those of its share of the seeds."""
+    owner = found.seed * world_size() // num_seeds
+    order = np.argsort(owner, kind="stable")
+    sizes = torch.from_numpy(np.bincount(owner, minlength=world_size())).to(device)
+    others = torch.empty_like(sizes)
+    dist.all_to_all_single(others, sizes)
+    received: list[NDArray[Any]] = []
+    for column in found:
+        sent = torch.from_numpy(column[order]).to(device)
+        got = sent.new_empty(int(others.sum()))
+        dist.all_to_all_single(got, sent, others.tolist(), sizes.tolist())
+        received.append(got.cpu().numpy())
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, _nearest([Candidates(*received)], num_seeds, quota))
+    return Candidates(*(np.concatenate(column) for column in zip(*everyone, strict=True)))
+
+
+class _Nearest:
+    """The `quota` nearest images of each of some seeds, as candidates come in rising order of images."""
+
+    def __init__(self, num_seeds: int, quota: int) -> None:
+        self._num_seeds, self._quota = num_seeds, quota
+        self._found, self._more, self._num_more = NONE, [NONE], 0
+        self._floor = np.full(num_seeds, -np.inf, np.float32)  # what an image must exceed to be among the nearest
+
+    def add(self, near: Candidates) -> None:
+        better = near.cosine > self._floor[near.seed]
+        self._more.append(Candidates(*(column[better] for column in near)))
+        self._num_more += len(self._more[-1].seed)
+        if self._num_more > max(len(self._found.seed), FEW):
+            self.found()
+
+    def found(self) -> Candidates:
+        """Those of all that came."""
+        self._found = _nearest([self._found, *self._more], self._num_seeds, self._quota)
+        self._more, self._num_more = [], 0
+        least = np.full(self._num_seeds, np.inf, np.float32)
+        np.minimum.at(least, self._found.seed, self._found.cosine)
+        is_full = np.bincount(self._found.seed, minlength=self._num_seeds) >= self._quota
+        self._floor = np.where(is_full, least, -np.inf).astype(np.float32)
+        return self._found
 
 
 class _Search:
     """What each seed takes: the nearest N, or M of its cluster, above the least cosine."""
 
-    def __init__(self, params: SeededParams, seeds: Seeds, by_sample: NDArray[np.bool_], device: torch.device) -> None:
-        self.seeds, self.by_sample, self.device = seeds, by_sample, device
-        self.quota = np.where(by_sample, params.num_neighbors, params.num_from_cluster)
-        self.min_cosine = params.min_cosine
+    def __init__(
+        self, params: SeededParams, seeds: Seeds, pool: Blocks, pool_clusters: NDArray[np.int32], device: torch.device
+    ) -> None:
+        self.params, self.seeds, self.pool, self.pool_clusters, self.device = params, seeds, pool, pool_clusters, device
 
-    def __call__(self, pool: Blocks, pool_clusters: NDArray[np.int32]) -> Candidates:
-        """Of the whole pool; processes share its blocks."""
-        found = _nearest([], self.quota)
-        for number in own_blocks(pool):
-            rows = rows_of(pool, number)
-            near = self._block(unit(pool.take(rows)), pool_clusters[rows])
-            found = _nearest([found, *(part._replace(image=rows[part.image]) for part in near)], self.quota)
+    def pieces(self, by_sample: NDArray[np.bool_]) -> Iterator[Candidates]:
+        """Of the whole pool, some seeds at a time: those by cluster in order of clusters, so that few are looked at."""
+        others = np.flatnonzero(~by_sample)
+        others = others[np.argsort(self.seeds.clusters[others], kind="stable")]
+        kinds = ((np.flatnonzero(by_sample), self.params.num_neighbors, False),
+                 (others, self.params.num_from_cluster, True))  # fmt: skip
+        for rows, quota, by_cluster in kinds:
+            num = max(1, PIECE // quota)
+            for start in range(0, len(rows), num):
+                yield self._piece(rows[start : start + num], quota, by_cluster)
+
+    def _piece(self, seeds: NDArray[np.int64], quota: int, by_cluster: bool) -> Candidates:
+        """Of these seeds; processes share the blocks of the pool."""
+        vectors = self._on_device(unit(self.seeds.vectors.take(seeds)))
+        clusters = self.seeds.clusters[seeds]
+        nearest = _Nearest(len(seeds), quota)
+        for number in own_blocks(self.pool):
+            rows = rows_of(self.pool, number)
+            if by_cluster:
+                rows = rows[np.isin(self.pool_clusters[rows], clusters)]
+            if not len(rows):
+                continue
+            block = self._on_device(unit(self.pool.take(rows)))
+            for few, members in self._groups(clusters, rows) if by_cluster else [(range(len(seeds)), slice(None))]:
+                seed, place, cosine = self._pairs(vectors[few.start : few.stop], block[members], quota)
+                nearest.add(Candidates(seed + few.start, rows[members][place], cosine))
+        found = nearest.found()
         if world_size() > 1:
-            everyone: list[Any] = [None] * world_size()
-            dist.all_gather_object(everyone, found)
-            found = _nearest(everyone, self.quota)
-        return found
+            found = _among_all(found, len(seeds), quota, self.device)
+        return found._replace(seed=seeds[found.seed])
 
-    def _block(self, vectors: NDArray[np.float32], clusters: NDArray[np.int32]) -> Iterator[Candidates]:
-        if self.by_sample.any():
-            yield self._pairs(np.flatnonzero(self.by_sample), vectors, np.arange(len(vectors)))
-        for cluster in np.intersect1d(self.seeds.clusters[~self.by_sample], clusters):
-            few = np.flatnonzero(~self.by_sample & (self.seeds.clusters == cluster))
-            yield self._pairs(few, vectors, np.flatnonzero(clusters == cluster))
+    def _groups(
+        self, clusters: NDArray[np.int32], rows: NDArray[np.int64]
+    ) -> Iterator[tuple[range, NDArray[np.int64]]]:
+        """For each cluster of the rows: which of the seeds, ordered by `clusters`, are in it, and which rows."""
+        home = self.pool_clusters[rows]
+        for cluster in np.unique(home).tolist():
+            first, last = np.searchsorted(clusters, [cluster, cluster + 1]).tolist()
+            yield range(first, last), np.flatnonzero(home == cluster)
 
-    def _pairs(self, rows: NDArray[np.int64], block: NDArray[np.float32], members: NDArray[np.int64]) -> Candidates:
-        """The `members` of a block nearest to the seeds in `rows`, who all have one quota."""
-        num = min(int(self.quota[rows[0]]), len(members))
-        queries, keys = self.seeds.vectors[rows], block[members]
-        if self.device.type == "cuda":
-            found = top_k(torch.from_numpy(queries).to(self.device), torch.from_numpy(keys).to(self.device), num)
-            cosine, index = (values.cpu().numpy() for values in found)
-        else:
-            cosine, index = top_k(queries, keys, num)
-        near = cosine.ravel() >= self.min_cosine
-        return Candidates(np.repeat(rows, num)[near], members[index.ravel()[near]], cosine.ravel()[near])
+    def _on_device(self, vectors: NDArray[np.float32]) -> Any:
+        """An array on the CPU, a tensor on a GPU."""
+        return torch.from_numpy(vectors).to(self.device) if self.device.type == "cuda" else vectors
+
+    def _pairs(self, queries: Any, keys: Any, quota: int) -> Candidates:
+        """The keys nearest to each query, at most `quota`, by their places."""
+        num = min(quota, len(keys))
+        cosine, index = (v if isinstance(v, np.ndarray) else v.cpu().numpy() for v in top_k(queries, keys, num))
+        near = cosine.ravel() >= self.params.min_cosine
+        return Candidates(np.repeat(np.arange(len(queries)), num)[near], index.ravel()[near], cosine.ravel()[near])

@@ -86,6 +86,8 @@ def test_malformed_data_uri_is_refused(url: str) -> None:
 
 def test_file_urls_stay_inside_the_crawl() -> None:
     assert resolve("../../../etc/passwd", "file:///pages/a.html") == "file:///etc/passwd"  # rooted at the crawl
+    assert resolve("//////", "file:///b/c.html") == resolve("file:///", "file:///b/c.html")  # found by fuzzing
+    assert resolve("//////http:", "file:///b/c.html") == "file:///http:"
     for reference in ("%2e%2e/secret", "file://host/share"):
         with pytest.raises(UrlRefusedError, match="malformed_url"):
             resolve(reference, "file:///pages/a.html")

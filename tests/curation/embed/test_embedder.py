@@ -6,6 +6,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2.curation.descriptors import EMBEDDED, Kind, SetName, open_rows, read_embedded
+from dinov2.curation.descriptors import EMBEDDED, Kind, SetName, open_rows
 from dinov2.curation.embed.embedder import Backbone, Block, lone_threads, middle, one_thread, save_block, unit
 from dinov2.curation.embed.finish import repeated
 from dinov2.curation.params import NetworkParams, OursParams, SSCDParams, ThumbnailParams
@@ -50,6 +51,11 @@ def embed(
         for worker in reversed(range(num_workers)):
             make_parts(phase, values, first=worker, of=num_workers)
     return run(**values)
+
+
+def read_embedded(out: Path, name: SetName) -> list[dict[str, Any]]:
+    """Samples of a set, in the order of its descriptors."""
+    return read_table(out / f"{name}.parquet", EMBEDDED)
 
 
 def described(out: Path, name: SetName, kind: Kind, store: Store) -> np.ndarray:
@@ -97,7 +103,7 @@ def save(image: Image.Image, path: Path, quality: int = 90) -> bytes:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
 
 
 @pytest.fixture

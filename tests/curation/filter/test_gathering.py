@@ -74,7 +74,7 @@ def encode(pixels: NDArray[np.uint8], kind: str = "png", **options: Any) -> byte
 
 
 def store_images(folder: Path, images: list[tuple[str, bytes]]) -> tuple[Rows, Store]:
-    store = Store(StoreParams(url=str(folder / "store"), cache=""))
+    store = Store(StoreParams(url=str(folder / "store"), cache="", remote=None))
     with ShardWriter(store, folder / "shards", shard_mb=1) as writer:
         for name, data in images:
             empty = {"width": None, "height": None, "page_url": "", "label": None}
@@ -261,7 +261,7 @@ def test_only_junk_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"all 3 images are unfit \(3 near_constant\); give better images"):
         filter_all(tmp_path, junk, PARAMS)
     with pytest.raises(InputError, match="download left no image to filter"):
-        filter_rows(tmp_path / "c", [], Store(StoreParams(url=str(tmp_path / "store"), cache="")), PARAMS)
+        filter_rows(tmp_path / "c", [], Store(StoreParams(url=str(tmp_path / "store"), cache="", remote=None)), PARAMS)
 
 
 def test_hash_is_fitted_on_the_same_sample_however_the_parts_are_cut(tmp_path: Path) -> None:

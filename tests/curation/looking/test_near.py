@@ -16,7 +16,7 @@ from dinov2.store import Store, StoreParams
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
 
 
 def unit(num: int) -> NDArray[np.float32]:

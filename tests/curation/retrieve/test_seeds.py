@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ranks
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinov2 import tables
 from dinov2.curation.descriptors import EMBEDDED, store_block
 from dinov2.curation.params import BalancedParams, ClusterParams, InspectParams, SeededParams
 from dinov2.curation.retrieve import blocks, packing
-from dinov2.curation.retrieve.blocks import InMemory
+from dinov2.curation.retrieve import seeds as searching
+from dinov2.curation.retrieve.blocks import InMemory, unit
 from dinov2.curation.retrieve.seeds import Choices, Seeds, retrieve, strategies
 from dinov2.data.mixture import CYCLE, index_at, open_curated
 from dinov2.params import InputError, validate
@@ -42,7 +45,7 @@ def params(**changes: int | float | None) -> SeededParams:
 def choose(asked: SeededParams, sources: Sequence[str | None]) -> Choices:
     """Seeds at 0, 40 and 200 degrees; the pool's last three images are in cluster 1, as is the last seed."""
     return retrieve(
-        asked, seeds=Seeds(on_circle(0, 40, 200), sources, np.array([0, 0, 1], np.int32)),
+        asked, seeds=Seeds(InMemory(on_circle(0, 40, 200)), sources, np.array([0, 0, 1], np.int32)),
         pool=InMemory(on_circle(1, 15, 30, 90, 190, 203, 215)), pool_clusters=np.array([0, 0, 0, 0, 1, 1, 1], np.int32),
         device=CPU,
     )  # fmt: skip
@@ -93,12 +96,77 @@ def test_retrieve_is_the_same_in_any_blocks(monkeypatch: pytest.MonkeyPatch, blo
         np.testing.assert_array_equal(column, other)
 
 
+@pytest.mark.parametrize(("piece", "few"), [(1, 0), (20, 5), (2**22, 0)])
+def test_retrieve_is_that_of_all_pairs_whatever_is_held_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, piece: int, few: int
+) -> None:
+    """Against the rules written down plainly; half of the vectors stand twice, so that there are equals."""
+    rng = np.random.default_rng(0)
+    few_vectors = unit(rng.standard_normal((60, 4)).astype(np.float16))
+    pool, given = few_vectors[rng.integers(0, 60, 200)], few_vectors[rng.integers(0, 60, 25)]
+    homes, seed_homes = rng.integers(0, 4, 200).astype(np.int32), rng.integers(0, 4, 25).astype(np.int32)
+    sources = ["many"] * 12 + [f"few {number // 2}" for number in range(13)]
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(searching, "PIECE", piece)
+    monkeypatch.setattr(searching, "FEW", few)
+    asked = params(sample_based_from=5, num_neighbors=4, num_from_cluster=9, min_cosine=0.3)
+    found = retrieve(
+        asked, seeds=Seeds(InMemory(given), sources, seed_homes), pool=InMemory(pool), pool_clusters=homes, device=CPU
+    )
+    best: dict[int, tuple[float, int]] = {}
+    cosines = (given.astype(np.float64) @ pool.T.astype(np.float64)).astype(np.float32)
+    for seed, cosine in enumerate(cosines):
+        inside = np.arange(200) if seed < 12 else np.flatnonzero(homes == seed_homes[seed])
+        nearest = inside[np.argsort(-cosine[inside], kind="stable")][: 4 if seed < 12 else 9]
+        for image in nearest[cosine[nearest] >= 0.3].tolist():
+            best[image] = min(best.get(image, (0.0, seed)), (-float(cosine[image]), seed))
+    assert found.pool.tolist() == sorted(best)
+    assert found.seed.tolist() == [best[image][1] for image in sorted(best)]
+    np.testing.assert_allclose(found.cosine, [-best[image][0] for image in sorted(best)], atol=1e-6)
+
+
+def test_retrieve_is_the_same_in_any_number_of_processes(tmp_path: Path) -> None:
+    """Of three, the last has no block of the pool."""
+    code = """
+import numpy as np
+from dinov2.curation.params import SeededParams
+from dinov2.curation.retrieve import blocks, seeds
+blocks.BLOCK_ROWS = 100
+given = np.load(work / "given.npz")
+params = SeededParams(
+    kind="seeds", sample_based_from=5, num_neighbors=4, num_from_cluster=9, min_cosine=0.3, max_per_source=30
+)
+sources = ["many"] * 12 + ["few"] * 3 + [None] * 10
+found = seeds.retrieve(
+    params, seeds=seeds.Seeds(blocks.InMemory(given["seeds"]), sources, given["seed_homes"]),
+    pool=blocks.InMemory(given["pool"]), pool_clusters=given["homes"], device=torch.device("cpu"),
+)
+np.savez(work / f"{world_size()}-{rank()}.npz", **found._asdict())
+"""
+    rng = np.random.default_rng(1)
+    few = unit(rng.standard_normal((60, 4)).astype(np.float16))
+    np.savez(
+        tmp_path / "given.npz", pool=few[rng.integers(0, 60, 200)], seeds=few[rng.integers(0, 60, 25)],
+        homes=rng.integers(0, 4, 200).astype(np.int32), seed_homes=rng.integers(0, 4, 25).astype(np.int32),
+    )  # fmt: skip
+    for num in (1, 3):
+        for exit_code, said in ranks.finish(ranks.start(code, num, tmp_path)):
+            assert exit_code == 0, said
+    alone = np.load(tmp_path / "1-0.npz")
+    assert len(alone["pool"]) > 30
+    assert len(alone["over_quota"]) > 0
+    for rank in range(3):
+        found = np.load(tmp_path / f"3-{rank}.npz")
+        for name in alone.files:
+            np.testing.assert_array_equal(found[name], alone[name])
+
+
 # ---- the stage ----
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache")))
+    return Store(StoreParams(url=str(tmp_path / "store"), cache=str(tmp_path / "cache"), remote=None))
 
 
 @pytest.fixture
@@ -184,6 +252,31 @@ def test_stage_repeats_itself_byte_for_byte(tmp_path: Path, store: Store, inputs
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_stage_is_the_same_in_any_pieces(
+    tmp_path: Path, store: Store, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of several row groups, read two rows at a time, packed in many parts."""
+    monkeypatch.setattr(packing, "SHARDS_A_PART", 2e-3)
+    run(stage_params(max_per_source=1), **inputs, out=tmp_path / "a", work=tmp_path / "work-a", store=store)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 2)
+    for name in ("manifest", "seeds"):
+        table = pq.read_table(inputs["dedup"] / f"{name}.parquet")
+        pq.write_table(table, inputs["dedup"] / f"{name}.parquet", row_group_size=3)
+    run(stage_params(max_per_source=1), **inputs, out=tmp_path / "b", work=tmp_path / "work-b", store=store)
+    assert len(list((tmp_path / "work-b" / "packed").glob("*.parquet"))) > 2
+    for file in ("manifest.parquet", "removed.parquet", "blobs.json", "inspect.html"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    reasons = {row["reason"] for row in read_table(tmp_path / "b" / "removed.parquet", REMOVED)}
+    assert reasons == {"not_retrieved", "source_full"}
+
+
+def test_packing_parts_end_where_they_are_full() -> None:
+    size = int(packing.SHARDS_A_PART) * 1_000_000
+    assert packing.packing_parts([size - 1, 1, size, 5, 6], shard_mb=1) == [range(2), range(2, 3), range(3, 5)]
+    assert packing.packing_parts([size, size], shard_mb=1) == [range(1), range(1, 2)]
+    assert packing.packing_parts([], shard_mb=1) == []
+
+
 def test_stage_shows_seeds_and_neighbours_on_one_page(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
     run(stage_params(), **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
     page = (tmp_path / "out" / "inspect.html").read_text()
@@ -195,7 +288,7 @@ def test_stage_shows_seeds_and_neighbours_on_one_page(tmp_path: Path, store: Sto
 def test_stage_refuses_descriptors_of_other_images(tmp_path: Path, store: Store, inputs: dict[str, Path]) -> None:
     rows = read_table(inputs["dedup"] / "manifest.parquet", MANIFEST)
     write_table(inputs["dedup"] / "manifest.parquet", MANIFEST, [*rows, {**rows[0], "id": "f" * 64}])
-    with pytest.raises(InputError, match="no descriptors of 1 images of pool"):
+    with pytest.raises(InputError, match=r"no descriptors of some images of pool .*the first: ffff"):
         run(stage_params(), **inputs, out=tmp_path / "out", work=tmp_path / "work", store=store)
 
 
@@ -288,7 +381,7 @@ from tasks.retrieve import RetrieveParams, run
 from dinov2.params import load_section
 dinov2.curation.retrieve.packing.SHARDS_A_PART = 1e-9
 params = load_section(work / "params.yaml", "retrieve", RetrieveParams)
-store = Store(StoreParams(url=str(work / "store"), cache=str(work / "cache")))
+store = Store(StoreParams(url=str(work / "store"), cache=str(work / "cache"), remote=None))
 inputs = {name: work / name for name in ("download", "filter", "dedup", "embed")}
 run(params, **inputs, out=work / "out", work=work / "work", store=store)
 """
