@@ -42,6 +42,13 @@ class Cluster:
         """`kill` (a power cut), `start`, `stop` (freezes the daemon) or `cont`; node1 to node4, or slurmctl."""
         subprocess.run([LAB / "node.sh", self.state, verb, host], check=True)
 
+    def save(self) -> None:
+        """Return when a power cut of the controller cannot make it forget the jobs that run now."""
+        saved_at = time.time()
+        for number in self.jobs():
+            subprocess.run(["scontrol", "update", f"jobid={number}", f"comment={saved_at}"], check=True)
+        wait(lambda: (self.state / "ctld" / "job_state").stat().st_mtime > saved_at, "the controller to save its state")
+
     def resumed(self) -> bool:
         """Whether all nodes take jobs, once those that SLURM drained are told to."""
         subprocess.run(["scontrol", "update", "nodename=ALL", "state=resume"], check=False, stderr=subprocess.DEVNULL)
@@ -119,6 +126,11 @@ class Project:
         texts = [path.read_text() for path in self.folder.glob(f"work/{stage}/*/metrics.jsonl")]
         lines = [line for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return max((json.loads(line)["step"] for line in lines), default=0)
+
+    def is_alive(self) -> bool:
+        """Whether a process of one of its jobs runs on any node."""
+        command = ["pgrep", "-f", f"submitit.core._submit {self.folder}"]
+        return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
 
     def failure(self, stage: str) -> dict[str, str]:
         """What the stage left for the flow."""

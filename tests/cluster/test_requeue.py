@@ -112,14 +112,37 @@ def test_power_cut_of_one_of_two_nodes(cluster: Cluster, project: Project, place
 
 
 def test_a_controller_that_is_gone_for_a_while(cluster: Cluster, project: Project) -> None:
-    running = project.bootstrap(num_steps=NUM_STEPS)
+    running = project.bootstrap(num_steps=2 * NUM_STEPS)
     wait(lambda: project.last_step() > 2, "some steps")
+    cluster.save()
     cluster.node("kill", "slurmctl")
-    wait(lambda: project.last_step() > 40, "steps without a controller")
+    gone_at = project.last_step()
+    wait(lambda: project.last_step() > gone_at + 40, "steps without a controller")
     cluster.node("start", "slurmctl")
     code, said = running.end(200)
     assert code == 0, said
     assert len(project.jobs("bootstrap")) == 1
+
+
+def test_a_controller_that_lost_its_memory_of_a_job(
+    cluster: Cluster, project: Project, whole: dict[str, bytes]
+) -> None:
+    running = project.bootstrap(num_steps=NUM_STEPS)
+    wait(cluster.jobs, "a job")
+    cluster.save()
+    wait(lambda: project.last_step() > 20, "20 steps")
+    cluster.node("kill", "slurmctl")
+    for kept in (cluster.state / "ctld").glob("job_state*"):
+        kept.unlink()
+    cluster.node("start", "slurmctl")
+    code, said = running.end(200)
+    assert code == 1, said
+    assert project.failure("bootstrap")["kind"] == "crash"
+    wait(lambda: not project.is_alive(), "the nodes to end what nobody knows of")
+    code, said = project.bootstrap(num_steps=NUM_STEPS).end(200)
+    assert code == 0, said
+    assert resumed_at(said) >= 10
+    assert project.output("data/bootstrap") == whole
 
 
 def test_a_node_that_is_frozen_for_a_while(cluster: Cluster, project: Project) -> None:
