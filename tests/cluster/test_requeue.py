@@ -3,22 +3,45 @@
 import json
 import re
 import subprocess
+from typing import Any
 
 import pytest
 from slurm_lab import Cluster, Project, squeue, wait
 
 pytestmark = pytest.mark.timeout(300)
 NUM_STEPS = 150
+GROUP_SIZE = 4
 
 
 @pytest.fixture
-def whole(cluster: Cluster, project: Project) -> dict[str, bytes]:
-    """What the training leaves if nobody disturbs it."""
+def project(project: Project) -> Project:
+    """One whose training can go on from every tenth step."""
     project.params["bootstrap"]["checkpoint_every_steps"] = 10
-    code, said = project.bootstrap(num_steps=NUM_STEPS, out="data/whole").end()
+    return project
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the training leaves if nobody disturbs it, and without SLURM."""
+    project = Project(tmp_path_factory.mktemp("whole"))
+    project.params["launch"]["cluster"] = "local"
+    return undisturbed(project)
+
+
+@pytest.fixture(scope="session")
+def whole_of_two(daemons: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a training on two nodes leaves if nobody disturbs it."""
+    daemons.up()
+    project = Project(tmp_path_factory.mktemp("whole_of_two"))
+    project.params["bootstrap"]["group_size"] = GROUP_SIZE
+    return undisturbed(project, nodes=2)
+
+
+def undisturbed(project: Project, **asked: Any) -> dict[str, bytes]:
+    """The output of a training."""
+    code, said = project.bootstrap(num_steps=NUM_STEPS, **asked).end()
     assert code == 0, said
-    subprocess.run(["rm", "-r", project.folder / "work/bootstrap"], check=True)
-    return project.output("data/whole")
+    return project.output("data/bootstrap")
 
 
 def resumed_at(said: str) -> int:
@@ -92,13 +115,11 @@ def test_power_cut(cluster: Cluster, project: Project, whole: dict[str, bytes]) 
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_power_cut_of_one_of_two_nodes(cluster: Cluster, project: Project, place: int) -> None:
-    project.params["bootstrap"]["group_size"] = 4
-    project.params["bootstrap"]["checkpoint_every_steps"] = 10
-    code, said = project.bootstrap(num_steps=NUM_STEPS, out="data/whole", nodes=2).end()
-    assert code == 0, said
-    subprocess.run(["rm", "-r", project.folder / "work/bootstrap"], check=True)
-    running = project.bootstrap(num_steps=NUM_STEPS)
+def test_power_cut_of_one_of_two_nodes(
+    cluster: Cluster, project: Project, whole_of_two: dict[str, bytes], place: int
+) -> None:
+    project.params["bootstrap"]["group_size"] = GROUP_SIZE
+    running = project.bootstrap(num_steps=NUM_STEPS, nodes=2)
     wait(lambda: project.last_step() > 20, "20 steps")
     node = subprocess.run(["scontrol", "show", "hostnames", squeue("%N")], check=True, capture_output=True, text=True)
     cluster.node("kill", node.stdout.split()[place])
@@ -108,7 +129,7 @@ def test_power_cut_of_one_of_two_nodes(cluster: Cluster, project: Project, place
         code, said = project.bootstrap(num_steps=NUM_STEPS).end(200)
     assert code == 0, said
     assert resumed_at(said) >= 10  # the last that was surely written
-    assert project.output("data/bootstrap") == project.output("data/whole")
+    assert project.output("data/bootstrap") == whole_of_two
 
 
 def test_a_controller_that_is_gone_for_a_while(cluster: Cluster, project: Project) -> None:
