@@ -49,3 +49,10 @@ def _take(lock: IO[str], why: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise InputError(f"{why}, and may need blobs that nothing names yet; wait for it or stop it") from error
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        raise InputError(
+            f"{lock.name} can't be locked ({error.strerror}), so nothing says who uses the store; "
+            "remove blobs from a machine where this file system takes locks"
+        ) from error

@@ -1,5 +1,6 @@
 """verify and gc: what is damaged is put aside, what nothing names goes, and nothing else."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -100,6 +101,20 @@ def test_gc_keeps_what_another_clone_names(repository: Path) -> None:
     assert named in contents("store")
     assert main(["gc"]) == 0
     assert named not in contents("store")
+
+
+def test_gc_refuses_where_nobody_can_tell_who_uses_the_store(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(repository, [b"not named yet"], None)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert main(["gc"]) == 2
+    assert "can't be locked (No locks available)" in capsys.readouterr().err
+    assert name_of(b"not named yet") in contents("store")
 
 
 @pytest.mark.parametrize(
