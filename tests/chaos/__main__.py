@@ -120,7 +120,7 @@ class Happened(NamedTuple):
 def plan(seed: int, num_blows: int, kinds: list[str]) -> list[Planned]:
     """What is to happen, in order of the stages: kinds in turn, so that each comes up, at random moments.
 
-    The last stage is left for those that found nothing to hit before; there anything may happen in their place.
+    For one that found nothing to hit in its stage, anything may happen in a later one; none is planned for the last.
     """
     random = Random(seed)
     turns = [kind for _ in range(num_blows // len(kinds) + 1) for kind in random.sample(kinds, len(kinds))]
@@ -194,8 +194,8 @@ class Disturbed:
         )  # fmt: skip
         position = self.log.stat().st_size
         blows = ON_SLURM if self.cluster else BLOWS
-        kinds = [planned.kind] if stage != STAGES[-1] else [planned.kind, *self.random.sample(list(blows), len(blows))]
-        hit = next(filter(None, (blows[kind](scene, self.random) for kind in kinds)), None)
+        others = [] if stage == planned.stage else self.random.sample(list(blows), len(blows))
+        hit = next(filter(None, (blows[kind](scene, self.random) for kind in [planned.kind, *others])), None)
         if hit is None:
             return False
         self.happened.append(Happened(planned._replace(stage=stage), hit, position))
