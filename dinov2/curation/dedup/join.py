@@ -5,7 +5,8 @@ again in float64, so that every screen, device and precision gives the same cosi
 Without a frame the screen is the cosine itself less the rounding of its arithmetic, and no pair is missed.
 
 Cost a pair on one core with bf16 instructions, in ns: 0.8 with codes of 64 dimensions, 5 with all of 512; twice that in
-fp32. A candidate costs 1000 ns, so where a tile has many, their screen is the product of all dimensions.
+fp32. A candidate costs 1000 ns, so those of codes are narrowed by the product of all dimensions: where a tile has many,
+or on a GPU.
 """
 
 from collections.abc import Iterator
@@ -15,13 +16,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from dinov2.curation.dedup.products import MARGIN, Engine
+from dinov2.curation.dedup.products import MARGIN, Engine, in_order
 from dinov2.curation.dedup.rotation import encode
 from dinov2.params import InputError
 
 MAX_PAIRS = 2**26  # 1.3 GB
 VERIFY_ROWS = 1024  # gathered at once: their rows stay in the cache
-VERIFY_DIMS = 2**16  # a candidate costs what so many dimensions of a pair in a product do
 
 
 class Pairs(NamedTuple):
@@ -85,13 +85,10 @@ def _candidates(
         rows = slice(row, row + num_rows)
         for column in range(row if right is None else 0, len(left if right is None else right), num_columns):
             columns = slice(column, column + num_columns)
-            width = len(codes[-1][columns])
             places = products.hits(codes[0][rows], codes[-1][columns], score)
-            many = width * len(codes[0][rows]) * left.shape[1] // VERIFY_DIMS
-            if screen.frame is not None and len(places) > many:
-                near = products.hits(vectors[0][rows], vectors[-1][columns], exact)
-                places = np.intersect1d(places, near, assume_unique=True)
-            first, second = np.divmod(places, width)
+            if screen.frame is not None:
+                places = products.narrowed(places, vectors[0][rows], vectors[-1][columns], exact)
+            first, second = np.divmod(in_order(places), len(codes[-1][columns]))
             first, second = first + row, second + column
             if right is None:
                 upper = first < second

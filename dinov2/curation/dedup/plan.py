@@ -20,8 +20,9 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 
 from dinov2.curation.dedup import cells
-from dinov2.curation.dedup.join import EXACT, VERIFY_DIMS, Screen, merged
+from dinov2.curation.dedup.join import EXACT, Screen, merged
 from dinov2.curation.dedup.pairs import load_pairs
+from dinov2.curation.dedup.products import VERIFY_DIMS
 from dinov2.curation.dedup.recall import Recall, recall, sampled_rows
 from dinov2.curation.dedup.rotation import MAX_DIMS, encode, random_frame, score_for
 from dinov2.curation.descriptors import Rows

@@ -12,7 +12,12 @@ Precision = Literal["fp32", "bf16"]
 
 MARGIN = 1e-4  # above the rounding of a float32 product of two unit vectors
 BF16_MARGIN = 2.0**-7  # and of one of bf16 numbers: 2^-8 for both factors, and the sum's own rounding
-CPU_TILE, CUDA_TILE = (512, 2048), (8192, 16384)  # on a CPU, products that stay in the second-level cache
+VERIFY_DIMS = 2**16  # a candidate costs what so many dimensions of a pair in a product do
+CPU_TILE, CUDA_TILE = (512, 2048), (8192, 2**20)  # on a CPU, products that stay in the second-level cache
+STRIP = 16384  # columns that a GPU multiplies at once
+GROUP = 128  # of which it looks at the largest product first
+GROUPS_AT_ONCE = 8192  # that are looked into together: a gigabyte
+PLACES_AT_ONCE = 2**19  # that are narrowed together: two gigabytes
 
 
 def engine(device: Device, precision: Precision) -> "Engine":
@@ -31,8 +36,14 @@ class NumpyEngine:
         return rows
 
     def hits(self, left: NDArray[np.float32], right: NDArray[np.float32], score: float) -> NDArray[np.int64]:
-        """Flat places of what reaches the score."""
+        """Flat places of what reaches the score, in order."""
         return np.flatnonzero(left @ right.T >= np.float32(score))
+
+    def narrowed(
+        self, places: NDArray[np.int64], left: NDArray[np.float32], right: NDArray[np.float32], score: float
+    ) -> NDArray[np.int64]:
+        """Some or all of the places, among them all where the product of these rows reaches the score."""
+        return _narrowed(self, places, left, right, score)
 
 
 class TorchEngine:
@@ -56,20 +67,76 @@ class TorchEngine:
 
         return torch.from_numpy(rows).to(self.device, self.dtype)
 
-    def hits(self, left: Any, right: Any, score: float) -> NDArray[np.int64]:
-        """Flat places of what reaches the score, which is rounded like the products."""
+    def hits(self, left: Any, right: Any, score: float) -> Any:
+        """Flat places of what reaches the score, which is rounded like the products; a tensor on a GPU."""
         import torch
 
         bound = torch.tensor(score, dtype=self.dtype)
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+        if self.device.type == "cuda":
+            reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            places = grouped_hits(left, right, bound.to(self.device))
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced
+            return places
+        if self.dtype == torch.bfloat16:
             # positive bf16 numbers are ordered like their bits, which NumPy compares nine times as fast as torch
             bits = np.int16(bound.view(torch.int16).item() if score > 0 else -(2**15))
             return np.flatnonzero((left @ right.T).view(torch.int16).numpy() >= bits)
-        reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        product = left @ right.T
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced
-        return (product >= bound.to(self.device)).flatten().nonzero()[:, 0].cpu().numpy()
+        return np.flatnonzero((left @ right.T >= bound).numpy())
+
+    def narrowed(self, places: Any, left: Any, right: Any, score: float) -> Any:
+        """Some or all of the places, among them all where the product of these rows reaches the score."""
+        if self.device.type == "cuda":
+            return narrowed_by_rows(places, left, right, score)
+        return _narrowed(self, places, left, right, score)
+
+
+def _narrowed(
+    engine: "Engine", places: NDArray[np.int64], left: Any, right: Any, score: float
+) -> NDArray[np.int64]:
+    """By a product of all rows, where that costs less than what comes of many places."""
+    if len(places) <= len(left) * len(right) * left.shape[1] // VERIFY_DIMS:
+        return places
+    return np.intersect1d(places, engine.hits(left, right, score), assume_unique=True)
+
+
+def narrowed_by_rows(places: Any, left: Any, right: Any, score: float) -> Any:
+    """Those places (a tensor) where the product of two rows, summed in float32, reaches the score."""
+    import torch
+
+    kept = [places[:0]]
+    for some in places.split(PLACES_AT_ONCE):
+        row, column = torch.div(some, len(right), rounding_mode="floor"), some % len(right)
+        kept.append(some[torch.linalg.vecdot(left[row].float(), right[column].float()) >= score])
+    return torch.cat(kept)
+
+
+def grouped_hits(left: Any, right: Any, bound: Any) -> Any:
+    """Flat places, in no order, of what reaches the bound; for a GPU, which is not waited for in between.
+
+    Few products do. So only the largest of each group of columns is looked at, and what that finds computed again.
+    """
+    import torch
+
+    whole = len(right) // GROUP * GROUP
+    groups = right[:whole].view(-1, GROUP, right.shape[1])
+    near = torch.empty(len(left), len(groups), dtype=torch.bool, device=left.device)
+    for start in range(0, whole, STRIP):
+        product = left @ right[start : min(start + STRIP, whole)].T
+        number = start // GROUP
+        near[:, number : number + product.shape[1] // GROUP] = product.unflatten(1, (-1, GROUP)).amax(2) >= bound
+    found = []
+    for row, group in zip(*(index.split(GROUPS_AT_ONCE) for index in near.nonzero(as_tuple=True)), strict=True):
+        product = (groups[group] @ left[row].unsqueeze(2)).squeeze(2)
+        one, place = (product >= bound).nonzero(as_tuple=True)
+        found.append(row[one] * len(right) + group[one] * GROUP + place)
+    row, place = (left @ right[whole:].T >= bound).nonzero(as_tuple=True)
+    return torch.cat([*found, row * len(right) + whole + place])
+
+
+def in_order(places: Any) -> NDArray[np.int64]:
+    """Places of an engine as an array, sorted."""
+    return places if isinstance(places, np.ndarray) else places.sort().values.cpu().numpy()
 
 
 Engine = NumpyEngine | TorchEngine

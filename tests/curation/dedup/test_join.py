@@ -78,7 +78,7 @@ def test_tiles_with_many_candidates_give_the_same_pairs(monkeypatch: pytest.Monk
     vectors, screen = with_copies(200, 64, 1), rotation(64, 0.6, miss=0.2)
     expected = pairs_above(vectors, None, 0.6, screen, NumpyEngine())
     for dims in (1, 2**40):  # every tile is computed whole, or none is
-        monkeypatch.setattr(join, "VERIFY_DIMS", dims)
+        monkeypatch.setattr(products, "VERIFY_DIMS", dims)
         for one, same in zip(expected, pairs_above(vectors, None, 0.6, screen, NumpyEngine()), strict=True):
             np.testing.assert_array_equal(one, same)
 
@@ -134,6 +134,26 @@ def test_cuda_that_is_not_there_is_refused() -> None:
         pytest.skip("it is")
     with pytest.raises(InputError, match="no CUDA device"):
         engine("cuda", "bf16")
+
+
+@pytest.mark.parametrize(("num_left", "num_right"), [(64, 700), (3, 128), (10, 100), (1, 1)])
+def test_what_a_gpu_looks_at_in_groups_is_what_reaches_the_bound(
+    num_left: int, num_right: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(products, "STRIP", 2 * products.GROUP)
+    monkeypatch.setattr(products, "GROUPS_AT_ONCE", 7)
+    monkeypatch.setattr(products, "PLACES_AT_ONCE", 7)
+    whole = torch.from_numpy(with_copies(num_left + num_right, 64, 0))
+    left, right = whole[:num_left], whole[num_left:]
+    for score in (0.2, 0.3, 0.6, 1.1):
+        places = products.grouped_hits(left, right, torch.tensor(score))
+        expected = np.flatnonzero((left @ right.T).numpy() >= np.float32(score))
+        np.testing.assert_array_equal(products.in_order(places), expected)
+        narrowed = products.narrowed_by_rows(places, left, right, 0.4)
+        nearer = np.flatnonzero((left @ right.T).numpy() >= np.float32(max(score, 0.4)))
+        np.testing.assert_array_equal(products.in_order(narrowed), nearer)
 
 
 @pytest.mark.gpu
