@@ -1,6 +1,6 @@
 """What the parts that need a GPU do on one: predicted by arithmetic, then measured, as a Markdown table.
 
-Run:   python benchmarks/gpu.py [--out FILE] [--parts tests join step embed kmeans] [--tiny]
+Run:   python benchmarks/gpu.py [--out FILE] [--parts tests join large_join step embed kmeans] [--tiny]
        (one GPU of 80 GB, 64 GB of memory, ten minutes; --tiny: small sizes, on a CPU where there is no GPU)
 
 Predictions are FLOPs and bytes over what the card was seen to do (PEAKS), with nothing for launches and waits. Rows are
@@ -67,7 +67,8 @@ def timed(call: Callable[[], object]) -> float:
 def gpu_tests(*, tiny: bool) -> Iterator[Row]:
     """The tests that need a GPU."""
     del tiny
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if "@pytest.mark.gpu" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-6000:], done.stderr[-2000:], sep="\n", file=sys.stderr)
     yield "`pytest -m gpu`", "all pass", (done.stdout.strip().splitlines() or ["no output"])[-1], ""
@@ -107,14 +108,16 @@ def unit(rows: Tensor) -> Tensor:
 def joins(*, tiny: bool) -> Iterator[Row]:
     """The join of dedup, exact and by a rotation."""
     code = Screen(random_frame(DIMS, DIRECTIONS, 0), score_for(COSINE, DIMS, DIRECTIONS, 0.005))
-    screens = {"exact": (EXACT, DIMS), f"rotation, {DIRECTIONS} directions": (code, DIRECTIONS)}
-    for num, bar_s in ((20_000, 2), (30_000, 180)) if tiny else ((1_000_000, 2), (10_000_000, 180)):
-        for kind in ("unclustered", "clustered"):
-            rows = drawn(kind, num)
-            for name, (screen, dims) in screens.items():
-                yield one_join(rows, f"{kind}, {name}", screen, dims, bar_s)
-                if num >= 10_000_000 and kind == "unclustered":
-                    break  # device time
+    for kind in ("unclustered", "clustered"):
+        rows = drawn(kind, 20_000 if tiny else 1_000_000)
+        yield one_join(rows, f"{kind}, exact", EXACT, DIMS, 2)
+        yield one_join(rows, f"{kind}, rotation, {DIRECTIONS} directions", code, DIRECTIONS, 2)
+
+
+def large_joins(*, tiny: bool) -> Iterator[Row]:
+    """The exact one of ten times as many rows, which takes minutes."""
+    rows = drawn("clustered", 30_000 if tiny else 10_000_000)
+    yield one_join(rows, "clustered, exact", EXACT, DIMS, 180)
 
 
 def one_join(rows: NDArray[np.float32], name: str, screen: Screen, dims: int, bar_s: float) -> Row:
@@ -148,8 +151,9 @@ def steps(*, tiny: bool) -> Iterator[Row]:
     from step_sides import Worker, make_case, prepare
     from train_step import PREDICTED
 
-    cases = {("vit_large", *key): value for key, value in PREDICTED.items()} | {("vit_base", 224, 128): 1000}
-    for (arch, size_px, batch_size), images_s in cases.items():
+    sizes = sorted(PREDICTED, key=lambda key: -key[1])  # the longest batch first
+    cases = [("vit_large", *size, PREDICTED[size]) for size in sizes] + [("vit_base", 224, 128, 1000)]
+    for arch, size_px, batch_size, images_s in cases:
         case = make_case(
             "vit_small" if tiny else arch, batch_size=2 if tiny else batch_size,
             num_prototypes=1024 if tiny else 131072, drop_path=0.4, device=device().type,
@@ -204,7 +208,7 @@ def clusters(*, tiny: bool) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[..., Iterator[Row]]] = {
-    "tests": gpu_tests, "join": joins, "step": steps, "embed": embeds, "kmeans": clusters,
+    "tests": gpu_tests, "join": joins, "large_join": large_joins, "step": steps, "embed": embeds, "kmeans": clusters,
 }  # fmt: skip
 
 

@@ -39,7 +39,8 @@ class Worker:
 
     def __init__(self, side: str, case: Case, folder: Path, args: argparse.Namespace) -> None:
         """The reference must be the first to start on a new `folder`: it writes the weights that ours reads."""
-        paths = [args.reference.resolve(), args.packages] if side == "reference" else [HERE.parent]
+        own = [HERE.parent, os.environ.get("PYTHONPATH")]
+        paths = [args.reference.resolve(), args.packages] if side == "reference" else own
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if path)}
         if args.keep_heap:
             environment |= KEEP_HEAP

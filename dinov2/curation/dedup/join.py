@@ -10,6 +10,7 @@ or on a GPU.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -56,11 +57,11 @@ def pairs_above(
 
     Raises InputError if there are more than memory should hold.
     """
-    others = left if right is None else right
+    candidates = _candidates(left, right, min_cosine, screen, products)
     found, num_pairs = [], 0
-    for first, second in _candidates(left, right, min_cosine, screen, products):
-        found.append(verified(left, others, first, second, min_cosine))
-        num_pairs += len(found[-1].first)
+    for pairs in _checked(left, left if right is None else right, candidates, min_cosine):
+        found.append(pairs)
+        num_pairs += len(pairs.first)
         if num_pairs > MAX_PAIRS:
             raise InputError(
                 f"more than {MAX_PAIRS:,} pairs at or above {min_cosine:g} in one part of the join: strangers are "
@@ -68,6 +69,22 @@ def pairs_above(
                 "out, or lower dedup.block_rows"
             )
     return merged(found)
+
+
+def _checked(
+    left: NDArray[np.float32], right: NDArray[np.float32],
+    candidates: Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]], min_cosine: float,
+) -> Iterator[Pairs]:  # fmt: skip
+    """The pairs of each tile, found out while the next is multiplied."""
+    with ThreadPoolExecutor(1) as checker:
+        pending: Future[Pairs] | None = None
+        for first, second in candidates:
+            following = checker.submit(verified, left, right, first, second, min_cosine)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
 def _candidates(

@@ -15,8 +15,9 @@ BF16_MARGIN = 2.0**-7  # and of one of bf16 numbers: 2^-8 for both factors, and 
 VERIFY_DIMS = 2**16  # a candidate costs what so many dimensions of a pair in a product do
 CPU_TILE, CUDA_TILE = (512, 2048), (8192, 2**20)  # on a CPU, products that stay in the second-level cache
 STRIP = 16384  # columns that a GPU multiplies at once
-GROUP = 128  # of which it looks at the largest product first
-GROUPS_AT_ONCE = 8192  # that are looked into together: a gigabyte
+GROUP = 512  # of which it looks at the largest product first
+GROUPS_AT_ONCE = 2048  # that are looked into together: a gigabyte
+UPLOAD_ROWS = 2**16  # that pass through pinned memory together
 PLACES_AT_ONCE = 2**19  # that are narrowed together: two gigabytes
 
 
@@ -65,7 +66,14 @@ class TorchEngine:
         """A tensor on the device."""
         import torch
 
-        return torch.from_numpy(rows).to(self.device, self.dtype)
+        whole = torch.from_numpy(rows)
+        if self.device.type == "cpu":
+            return whole.to(self.dtype)
+        uploaded = torch.empty(whole.shape, dtype=self.dtype, device=self.device)
+        pinned = torch.empty(min(UPLOAD_ROWS, len(rows)), rows.shape[1], dtype=self.dtype, pin_memory=True)
+        for part, place in zip(whole.split(UPLOAD_ROWS), uploaded.split(UPLOAD_ROWS), strict=True):
+            place.copy_(pinned[: len(part)].copy_(part))
+        return uploaded
 
     def hits(self, left: Any, right: Any, score: float) -> Any:
         """Flat places of what reaches the score, which is rounded like the products; a tensor on a GPU."""

@@ -160,7 +160,7 @@ def test_what_a_gpu_looks_at_in_groups_is_what_reaches_the_bound(
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_cuda_finds_the_pairs_of_the_cpu(precision: products.Precision) -> None:
     cuda: Engine = engine("cuda", precision)
-    vectors = with_copies(30000, 128, 0)
+    vectors = with_copies(5000, 128, 0)
     for screen in (EXACT, Screen(random_frame(128, 64, 0), score_for(0.6, 128, 64, 0.05))):
         expected = pairs_above(vectors, None, 0.6, screen, NumpyEngine())
         for one, same in zip(expected, pairs_above(vectors, None, 0.6, screen, cuda), strict=True):
