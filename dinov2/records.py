@@ -109,15 +109,23 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     return table.select(schema.names).to_pylist()
 
 
+class UnreadableError(InputError):
+    """A table that is cut short, or is none."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(f"{path} is not a readable Parquet file ({reason}); make it again (dvc repro)")
+        self.path = path
+
+
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
-    """Raises InputError in place of what pyarrow raises for a table that is absent or cut short."""
+    """Raises InputError for a table that is absent, UnreadableError for one that is cut short, in pyarrow's place."""
     try:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
+        raise UnreadableError(path, error) from error
 
 
 def check_columns(path: Path, found: pa.Schema, schema: pa.Schema) -> None:

@@ -16,11 +16,11 @@ from types import ModuleType
 from typing import Any
 
 from dinov2.params import InputError, Params
-from dinov2.records import Summary, sha256_file
+from dinov2.records import Summary, UnreadableError, sha256_file
 from dinov2.store import Store, StoreParams
 from dinov2.store.locking import in_use
 from dinov2.workspace import workspace
-from tasks.fan_out import Share, make_parts, named, phases, wait_for_parts
+from tasks.fan_out import MADE, Share, make_parts, named, phases, wait_for_parts
 from tasks.launch import export_rank, job_number, resubmission
 from tasks.system import watched
 
@@ -102,6 +102,11 @@ class StageJob:
                 else:
                     with watched(self.call.work, job_number()):
                         summary = self._whole(module)
+        except UnreadableError as error:
+            if not forgotten(error.path, self.call.work):
+                mistake = str(error)
+            else:
+                raise RuntimeError(f"{error.path} was damaged; it is made again at the next start") from error
         except InputError as error:
             mistake = str(error)
         except OSError as error:
@@ -131,6 +136,15 @@ class StageJob:
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""
         return resubmission(self)
+
+
+def forgotten(path: Path, work: Path) -> bool:
+    """Remove a damaged file if it is of the stage's own work, and with it the word that parts are made."""
+    if not path.absolute().is_relative_to(work.absolute()):
+        return False
+    path.unlink(missing_ok=True)
+    shutil.rmtree(work / MADE, ignore_errors=True)
+    return True
 
 
 def check_gpus() -> None:

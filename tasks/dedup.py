@@ -78,7 +78,7 @@ class DedupParams(Params):
     block_rows: Annotated[int, Field(gt=0)]
     """Images in a block: bounds memory, and divides the work into parts."""
     device: Literal["cpu", "cuda"]
-    """Where products are computed; finds the same pairs."""
+    """Where products are computed; finds the same pairs. On a GPU `exact` is the fastest: benchmarks/results/gpu.md."""
     precision: Literal["fp32", "bf16"]
     """Arithmetic of products, of no effect on the pairs: bf16 is twice as fast where a processor has it, else slow."""
     warn_component_share: Annotated[float, Field(gt=0, le=1)]

@@ -20,7 +20,7 @@ from dinov2.curation.download.ownership import join_blocks, own_part, pack_block
 from dinov2.params import InputError
 from dinov2.records import Summary
 from dinov2.store import Store
-from tasks.fan_out import Phase
+from tasks.fan_out import MADE, Phase
 from tasks.stage import main
 
 VERSION = 2
@@ -75,7 +75,7 @@ def run(params: DownloadParams, *, crawl_records: Path, crawl: Path, out: Path, 
     try:
         totals = join_blocks(params, records=_records(crawl_records), work=work, out=out)
     except InputError:
-        shutil.rmtree(work / "made")  # the next run tries again what may pass; what was fetched it finds in the logs
+        shutil.rmtree(work / MADE)  # the next run tries again what may pass; what was fetched it finds in the logs
         raise
     store.pin(out, totals.shards)
     for folder in work.glob("fetched-*"):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from dinov2.progress import logged
 
 log = logging.getLogger(__name__)
+MADE = "made"  # below work: an empty file says that a part is
 POLL_S = 0.2
 
 
@@ -73,4 +74,4 @@ def wait_for_parts(phase: Phase, values: dict[str, Any]) -> None:
 
 
 def _mark(phase: Phase, part: int, values: dict[str, Any]) -> Path:
-    return values["work"] / "made" / phase.name / f"{part:06d}"
+    return values["work"] / MADE / phase.name / f"{part:06d}"

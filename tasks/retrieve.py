@@ -16,7 +16,7 @@ Cost:  k-means is n x num_clusters x d multiplications an iteration, the search 
        chosen images. All of it is shared by the job's processes, with the same result for any number of them, but not
        by an array: k-means needs its processes to talk. Descriptors are read a block at a time, from where the store
        is; tables are streamed. Memory of a process: benchmarks/results/retrieve_memory.md, and some 100 bytes a seed.
-       It has not been run on a GPU yet.
+       On a GPU only its k-means was run (benchmarks/results/gpu.md).
 """
 
 import logging

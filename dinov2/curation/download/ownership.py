@@ -26,7 +26,7 @@ from dinov2.curation.download.images import (
     read_held,
 )
 from dinov2.params import InputError
-from dinov2.records import MANIFEST, REMOVED, write_table
+from dinov2.records import MANIFEST, REMOVED, opening, write_table
 from dinov2.shards import ShardWriter
 from dinov2.store import Store
 from dinov2.tables import join_tables
@@ -91,8 +91,10 @@ def join_blocks(params: DownloadParams, *, records: Path, work: Path, out: Path)
     shards: dict[str, None] = {}
     num_kept = num_bytes = 0
     for manifest, removal in zip(manifests, removals, strict=True):
-        dropped.update(pq.read_table(removal, columns=["reason"])["reason"].to_pylist())
-        kept = pq.read_table(manifest, columns=["shard", "length"])
+        with opening(removal):
+            dropped.update(pq.read_table(removal, columns=["reason"])["reason"].to_pylist())
+        with opening(manifest):
+            kept = pq.read_table(manifest, columns=["shard", "length"])
         shards |= dict.fromkeys(kept["shard"].unique().to_pylist())
         num_kept += kept.num_rows
         num_bytes += sum(kept["length"].to_pylist())
