@@ -7,6 +7,7 @@ were dropped; it holds nothing that differs between two runs of the same params 
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -112,10 +113,6 @@ def read_table(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
 class UnreadableError(InputError):
     """A table that is cut short, or is none."""
 
-    def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(f"{path} is not a readable Parquet file ({reason}); make it again (dvc repro)")
-        self.path = path
-
 
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
@@ -125,7 +122,7 @@ def opening(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; run the stage that makes it (dvc repro)") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise UnreadableError(path, error) from error
+        raise UnreadableError(f"{path} is not a readable Parquet file ({error}); make it again (dvc repro)") from error
 
 
 def check_columns(path: Path, found: pa.Schema, schema: pa.Schema) -> None:
@@ -147,6 +144,14 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def flush_files(folder: Path) -> None:
+    """Make all files below a folder survive a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def read_json(path: Path) -> Any:

@@ -20,7 +20,8 @@ from dinov2.records import Summary, UnreadableError, sha256_file
 from dinov2.store import Store, StoreParams
 from dinov2.store.locking import in_use
 from dinov2.workspace import workspace
-from tasks.fan_out import MADE, Share, make_parts, named, phases, wait_for_parts
+from tasks.damage import forget_damaged
+from tasks.fan_out import Share, make_parts, named, phases, wait_for_parts
 from tasks.launch import export_rank, job_number, resubmission
 from tasks.system import watched
 
@@ -102,15 +103,13 @@ class StageJob:
                 else:
                     with watched(self.call.work, job_number()):
                         summary = self._whole(module)
-        except UnreadableError as error:
-            if not forgotten(error.path, self.call.work):
-                mistake = str(error)
-            else:
-                raise RuntimeError(f"{error.path} was damaged; it is made again at the next start") from error
         except InputError as error:
+            if isinstance(error, UnreadableError) and forget_damaged(self.call.work):
+                raise RuntimeError("work of this stage was damaged; start it again") from error
             mistake = str(error)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
+        except Exception as error:
+            if not (isinstance(error, OSError) and error.errno in DISK_FULL):
+                forget_damaged(self.call.work)
                 raise
             traceback.print_exc()
             mistake = disk_full(error, self.call.work)
@@ -136,15 +135,6 @@ class StageJob:
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""
         return resubmission(self)
-
-
-def forgotten(path: Path, work: Path) -> bool:
-    """Remove a damaged file if it is of the stage's own work, and with it the word that parts are made."""
-    if not path.absolute().is_relative_to(work.absolute()):
-        return False
-    path.unlink(missing_ok=True)
-    shutil.rmtree(work / MADE, ignore_errors=True)
-    return True
 
 
 def check_gpus() -> None:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dinov2.params import InputError, load_section, masked
-from dinov2.records import Summary, write_json
+from dinov2.records import Summary, flush_files, write_json
 from dinov2.store import StoreParams
 from dinov2.store.locking import UNSUPPORTED
 from tasks.call import DISK_FULL, WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
@@ -293,6 +293,7 @@ def _publish(call: StageCall) -> Path:
     shutil.rmtree(previous, ignore_errors=True)
     if out.exists():
         out.rename(previous)
+    flush_files(call.work / "out")
     (call.work / "out").rename(out)
     shutil.rmtree(previous, ignore_errors=True)
     return out

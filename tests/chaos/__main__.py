@@ -36,7 +36,7 @@ from flows.stages import STAGES
 PATIENCE_S = 240.0  # without any sign of life
 MAX_DELAY_S = 4.0
 CAME_BACK = re.compile(
-    r"re-attaching to job|taking its results|going on after step \d+|was queued again|put aside|is full|started again"
+    r"re-attaching to job|taking its results|going on after step \d+|was queued again|put aside|is full|was damaged"
 )
 
 

@@ -13,7 +13,10 @@ from slurm_lab import Cluster, squeue
 FROZEN_S = 4.0
 FULL_S = 4.0
 OUTAGE_S = 3.0
-CUT = ("checkpoints/**/*", "job*/job.json", "made/**/*", "metrics.jsonl", "mlflow.json", "tracking.json", "packed/*")
+CUT = (
+    "checkpoints/**/*", "job*/job.json", "metrics.jsonl", "mlflow.json", "tracking.json",
+    "**/*.parquet", "**/*.arrow", "**/*.npy", "**/*.npz",
+)  # fmt: skip
 
 
 class Scene(NamedTuple):
@@ -97,7 +100,7 @@ def _cut(scene: Scene, random: Random) -> str | None:
     """Cut a file of the stage's work in half, and kill all that runs, as a power cut would."""
     work = scene.folder / "work"
     files = [path for kind in CUT for path in work.glob(f"{scene.stage}*/*/{kind}") if path.is_file()]
-    files = sorted(path for path in files if path.stat().st_size > 1)
+    files = sorted(path for path in files if path.stat().st_size > 1 and "out" not in path.relative_to(work).parts)
     if not files:
         return None
     victim = random.choice(files)
