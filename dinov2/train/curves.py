@@ -14,6 +14,7 @@ from pathlib import Path
 Row = dict[str, int | float]
 """Values of one step by name; `step` is how many steps were done."""
 
+CURVES = "metrics.jsonl"
 BY_CLOCK = ("time", "images_per_s", "data_wait_share", "memory_gb", "rss_gb", "model_tflops_per_s", "mfu")
 
 
@@ -25,6 +26,13 @@ def append_row(path: Path, step: int, values: Mapping[str, float]) -> None:
             stream.seek(-1, os.SEEK_END)
         start = b"" if stream.read(1) in (b"", b"\n") else b"\n"
         stream.write(start + json.dumps(row).encode() + b"\n")
+
+
+def flush_rows(path: Path) -> None:
+    """Make the lines so far, if any, survive a power cut."""
+    if path.exists():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dinov2.data.collate import RawBatch
 from dinov2.distributed import rank
 from dinov2.progress import bar
-from dinov2.train.curves import append_row
+from dinov2.train.curves import CURVES, append_row, flush_rows
 from dinov2.train.dump import Dumps
 from dinov2.train.health import Alarms, Meter
 from dinov2.train.learning import Learning
@@ -107,9 +107,11 @@ class Outcomes:
             self._judge(self._pending.popleft())
 
     def settle(self) -> None:
-        """Judge all steps that were added: before a checkpoint counts them, and at the end."""
+        """Judge all steps that were added, and have them on disk: before a checkpoint counts them, and at the end."""
         while self._pending:
             self._judge(self._pending.popleft())
+        if rank() == 0:
+            flush_rows(self.work / CURVES)
 
     def _is_watched(self, step: int) -> bool:
         every = self.params.watch.every_steps
@@ -168,7 +170,7 @@ class Outcomes:
             row |= {_named(name, key): value for name, values in seen.items() for key, value in values.items()}
             if rank() == 0:
                 self._warn(one.step, losses, seen)
-                append_row(self.work / "metrics.jsonl", one.step, row)
+                append_row(self.work / CURVES, one.step, row)
         now = time.perf_counter()
         if progress.rates and (is_end or now - progress.shown >= PROGRESS_EVERY_S):
             progress.shown = now

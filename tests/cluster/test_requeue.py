@@ -10,13 +10,14 @@ from slurm_lab import Cluster, Project, squeue, wait
 
 pytestmark = pytest.mark.timeout(300)
 NUM_STEPS = 150
+CHECKPOINT_EVERY = 10
 GROUP_SIZE = 4
 
 
 @pytest.fixture
 def project(project: Project) -> Project:
     """One whose training can go on from every tenth step."""
-    project.params["bootstrap"]["checkpoint_every_steps"] = 10
+    project.params["bootstrap"]["checkpoint_every_steps"] = CHECKPOINT_EVERY
     return project
 
 
@@ -38,7 +39,8 @@ def whole_of_two(daemons: Cluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def undisturbed(project: Project, **asked: Any) -> dict[str, bytes]:
-    """The output of a training."""
+    """The output of a training; how often it saves is part of it."""
+    project.params["bootstrap"]["checkpoint_every_steps"] = CHECKPOINT_EVERY
     code, said = project.bootstrap(num_steps=NUM_STEPS, **asked).end()
     assert code == 0, said
     return project.output("data/bootstrap")
