@@ -16,7 +16,7 @@ from dinov2.distributed import local_device, process_group, rank, world_size
 from dinov2.params import Params
 from dinov2.records import Summary, sha256_file, write_json
 from dinov2.train.checkpoint import full_state
-from dinov2.train.curves import plot_losses, read_rows, write_csv
+from dinov2.train.curves import CURVES, plot_losses, read_rows, write_csv
 from dinov2.train.distill import DistilledStudent, Distiller
 from dinov2.train.learning import Distillation
 from dinov2.train.loop import train
@@ -107,7 +107,7 @@ def _train_students(
         device=device,
     )  # fmt: skip
     trained = full_state(learning.saved)
-    rows = read_rows(work / "metrics.jsonl")
+    rows = read_rows(work / CURVES)
     for name, student in students.items():
         if rank() != 0:
             break

@@ -15,7 +15,7 @@ from dinov2.hub import load_initial_backbone, resize_grid
 from dinov2.params import InputError
 from dinov2.records import Summary
 from dinov2.train.checkpoint import full_state
-from dinov2.train.curves import plot_losses, read_rows, write_csv
+from dinov2.train.curves import CURVES, plot_losses, read_rows, write_csv
 from dinov2.train.learning import Pretraining
 from dinov2.train.loop import train
 from dinov2.train.params import Architecture, RecipeParams, TrainParams
@@ -58,7 +58,7 @@ def pretrain(
             device=device,
         )  # fmt: skip
         state = full_state(pair)
-        rows = read_rows(work / "metrics.jsonl")
+        rows = read_rows(work / CURVES)
         if rank() == 0:
             write_training(out / TRAINING, state, architecture)
             write_backbone(

@@ -16,7 +16,8 @@ OUTAGE_S = 3.0
 CUT = (
     "checkpoints/**/*", "job*/job.json", "mlflow.json", "tracking.json", "**/*.parquet", "**/*.arrow", "**/*.npy",
     "**/*.npz",
-)  # fmt: skip # and not what was flushed: outputs, and curves up to a checkpoint
+)  # fmt: skip
+"""Files of work/ that a power cut may damage; not what was flushed: outputs, and curves up to a checkpoint."""
 
 
 class Scene(NamedTuple):
