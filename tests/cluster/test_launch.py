@@ -64,9 +64,7 @@ def test_what_a_killed_submitter_could_not_note_is_cancelled(cluster: Cluster, p
     (folder,) = project.folder.glob("work/bootstrap/*/job")
     lost = ["sbatch", "--parsable", "--output=/dev/null", f"--comment=dinov2 {folder}"]
     stubborn = "srun sh -c \"trap '' TERM; for second in 1 2 3 4 5 6 7 8 9; do sleep 1; done\""
-    number = subprocess.run(
-        [*lost, f"--wrap={stubborn}"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    number = subprocess.run([*lost, f"--wrap={stubborn}"], check=True, capture_output=True, text=True).stdout.strip()
     (folder / "job.json").unlink()
     wait(lambda: squeue("%T") == "RUNNING", "the lost job to run")
     running = project.bootstrap()

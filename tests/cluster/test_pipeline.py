@@ -41,7 +41,8 @@ def test_killed_in_each_stage(cluster: Cluster, tmp_path: Path) -> None:
         code, said = here.start(stage, *options).end()
         assert code == 0, said
         first = there.start(stage, *options)
-        wait(lambda name=instance: there.jobs(name), f"a job of {instance}")
+        noted = f"work/{instance}/*/job*/job.json"  # before it, a job is ended and submitted again: test_launch.py
+        wait(lambda files=noted: [*there.folder.glob(files)], f"a job of {instance}")
         first.send(signal.SIGKILL)
         first.end()
         code, said = there.start(stage, *options).end()
