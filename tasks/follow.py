@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dinov2.params import InputError
 from tasks import slurm
 from tasks.log_tail import LogTail
+from tasks.processes import num_children
 
 if TYPE_CHECKING:
     from tasks.launch import Submission
@@ -15,6 +16,7 @@ POLL_S = {"local": 0.1, "slurm": 1.0}
 GIVEN_UP_GRACE_S = 5.0  # in which the other ranks may come to the same end by themselves
 FAILED_GRACE_S = {"local": 0.0, "slurm": 60.0}  # in which SLURM ends a job by itself, or queues it again
 RESULT_GRACE_S = {"local": 1.0, "slurm": 15.0}  # a result may reach a shared file system after its job ended
+LOST_GRACE_S = 15.0  # between the ends of ranks that save together and are queued again
 RELEASE_GRACE_S = 5.0  # until squeue shows that a job is not held any more
 END_GRACE_S = 10.0  # between results and the end of the processes that wrote them
 CAUSES = {"CANCELLED", "OUT_OF_MEMORY"}  # of one rank, perhaps; what others say is then only that they lost it
@@ -168,9 +170,20 @@ class _Followed:
             self._start("vanished")
             if self._lasts("vanished", RESULT_GRACE_S[job.cluster]):
                 self._fail_without_result()
+        elif self._has_lost_rank():
+            self._start("lost")
+            if self._lasts("lost", LOST_GRACE_S):
+                self._cancel()
+                self._fail_without_result()
         else:
             self._since = {}
         self._log.read()
+
+    def _has_lost_rank(self) -> bool:
+        """Whether a rank ended without a word, for which the others may wait for ever; on SLURM srun ends them."""
+        controller = self.submission.process() if self.submission.cluster == "local" else None
+        num_living = num_children(controller) if controller else 0
+        return 0 < num_living < self.submission.num_tasks - len(self.outcomes)
 
     def _wait(self, state: slurm.JobState) -> None:
         """It is queued: for the first time, or again, when what its ranks left before is of no use."""

@@ -27,6 +27,16 @@ def living(pid: int, started: float | None) -> psutil.Process | None:
     return None
 
 
+def num_children(process: psutil.Process) -> int:
+    """How many of its children live."""
+    living_ones = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in process.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                living_ones += child.status() != psutil.STATUS_ZOMBIE
+    return living_ones
+
+
 def running(package: str, folder: Path) -> list[psutil.Process]:
     """Processes of `python -m <package>.X` that were given a path below `folder`."""
     found: list[psutil.Process] = []

@@ -230,7 +230,7 @@ def main() -> int:
     parser.add_argument("--blows", type=int, default=30)
     parser.add_argument("--cluster", choices=("local", "slurm"), default="local")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--keep", action="store_true", help="leave the clones and logs where they are")
+    parser.add_argument("--keep", action="store_true", help="leave the clones where they are, as after a failure")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="chaos"))
     with contextlib.ExitStack() as stack:
@@ -245,7 +245,7 @@ def main() -> int:
         }
         boxes = {name: Sandbox(root / name, cluster=options.cluster, **urls) for name in ("calm", "disturbed")}
         lines = list(_report(boxes, root, found, cluster, options))
-        if not options.keep:
+        if lines[-1].startswith("Equal") and not options.keep:
             for box in boxes.values():
                 stack.callback(box.remove)
         _end_all(root)

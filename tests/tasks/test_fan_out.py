@@ -116,11 +116,30 @@ def give_up_or_wait() -> str:
     return "late"
 
 
+def die_or_wait() -> None:
+    if os.environ["SUBMITIT_LOCAL_LOCALID"] == "0":
+        die()
+    time.sleep(600)
+
+
+TWO = LAUNCH.model_copy(update={"default": LAUNCH.default.model_copy(update={"gpus_per_node": 2})})
+
+
+def test_a_rank_that_died_ends_the_wait_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.follow.LOST_GRACE_S", 1.0)
+    with pytest.raises(JobFailedError, match="ended without a result"):
+        run_jobs(
+            [die_or_wait], stage="filter", name="filter", folder=tmp_path, accept=lambda _: True, params=TWO,
+            show=[].append,
+        )  # fmt: skip
+    (about,) = json.loads((tmp_path / "job.json").read_text())
+    assert Submission(**about).process() is None
+
+
 def test_a_rank_that_gave_up_ends_the_wait_of_the_others(tmp_path: Path) -> None:
-    two = LAUNCH.model_copy(update={"default": LAUNCH.default.model_copy(update={"gpus_per_node": 2})})
     started = time.monotonic()
     results = run_jobs(
-        [give_up_or_wait], stage="filter", name="filter", folder=tmp_path, accept=lambda _: True, params=two,
+        [give_up_or_wait], stage="filter", name="filter", folder=tmp_path, accept=lambda _: True, params=TWO,
         show=[].append, gave_up=lambda value: value == "mistake",
     )  # fmt: skip
     assert results == [["mistake"]]
