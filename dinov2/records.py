@@ -5,6 +5,7 @@ where another image was the cause, that witness. `record.json` says what made an
 were dropped; it holds nothing that differs between two runs of the same params and inputs.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from dinov2.params import InputError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 IMAGE_RECORDS = pa.schema(
     [

@@ -1,6 +1,5 @@
 """One call of one stage: its identity, its folder, and the job that does its work."""
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,17 +15,16 @@ from types import ModuleType
 from typing import Any
 
 from dinov2.params import InputError, Params
-from dinov2.records import Summary, UnreadableError, sha256_file
+from dinov2.records import DISK_FULL, Summary, sha256_file
 from dinov2.store import Store, StoreParams
 from dinov2.store.locking import in_use
 from dinov2.workspace import workspace
-from tasks.damage import forget_damaged
+from tasks.damage import damage_forgotten
 from tasks.fan_out import Share, make_parts, named, phases, wait_for_parts
 from tasks.launch import export_rank, job_number, resubmission
 from tasks.system import watched
 
 WORK = Path("work")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -97,19 +95,16 @@ class StageJob:
         summary, mistake = None, None
         try:
             check_gpus()
-            with in_use(workspace() / WORK):
+            with in_use(workspace() / WORK), damage_forgotten(self.call.work):
                 if self.share:
                     self._share(module, self.share)
                 else:
                     with watched(self.call.work, job_number()):
                         summary = self._whole(module)
         except InputError as error:
-            if isinstance(error, UnreadableError) and forget_damaged(self.call.work):
-                raise RuntimeError("work of this stage was damaged; start it again") from error
             mistake = str(error)
-        except Exception as error:
-            if not (isinstance(error, OSError) and error.errno in DISK_FULL):
-                forget_damaged(self.call.work)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
                 raise
             traceback.print_exc()
             mistake = disk_full(error, self.call.work)

@@ -56,7 +56,7 @@ def run(params: CrawlParams, *, crawl: Path, out: Path, work: Path) -> Summary:
 
 def _groups(params: CrawlParams, crawl: Path, work: Path) -> list[list[str]]:
     """The files of each part; listed once, as a crawl can have many."""
-    path = work / "files.json"
+    path = work / "listed" / "files.json"
     if not path.exists():
         write_json(path, file_groups(crawl, part_mb=params.part_mb))
     return json.loads(path.read_text())

@@ -8,6 +8,7 @@ import logging
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dinov2.params import InputError
+from dinov2.records import DISK_FULL, UnreadableError
 from tasks.fan_out import MADE
+from tasks.follow import JobFailedError
 
 log = logging.getLogger(__name__)
 KEPT = ("job*", "checkpoints", "out")  # what is no part: others look after these
@@ -26,6 +30,21 @@ OPENED: dict[str, Callable[[Path], Any]] = {
     ".npz": lambda path: zipfile.ZipFile(path).close(),
     ".json": lambda path: json.loads(path.read_text()),
 }
+
+
+@contextmanager
+def damage_forgotten(work: Path) -> Iterator[None]:
+    """Where the block fails over damaged files of `work`, remove them and raise JobFailedError: it can be tried again.
+
+    Other mistakes, also that a file of somebody else is damaged, pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_mistake = isinstance(error, InputError) and not isinstance(error, UnreadableError)
+        if is_mistake or (isinstance(error, OSError) and error.errno in DISK_FULL) or not forget_damaged(work):
+            raise
+        raise JobFailedError("work of this stage was damaged; start it again", "") from error
 
 
 def forget_damaged(work: Path) -> list[Path]:

@@ -25,10 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dinov2.params import InputError, load_section, masked
-from dinov2.records import Summary, flush_files, write_json
+from dinov2.records import DISK_FULL, Summary, flush_files, write_json
 from dinov2.store import StoreParams
 from dinov2.store.locking import UNSUPPORTED
-from tasks.call import DISK_FULL, WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
+from tasks.call import WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
+from tasks.damage import damage_forgotten
 from tasks.fan_out import Phase, Share, missing_parts, phases
 from tasks.follow import JobFailedError
 from tasks.gates import GateMissedError, check_gate
@@ -223,13 +224,13 @@ def _cancel_others(folders: Iterable[Path], *, but_below: Path) -> None:
 def _fan_out(phase: Phase, call: StageCall, store: StoreParams, launch: LaunchParams, num_workers: int) -> None:
     """Let workers make the missing parts of a phase."""
     values = call.values(store)
-    missing = missing_parts(phase, values)
+    with damage_forgotten(call.work):
+        missing = missing_parts(phase, values)
     if not missing:
         return
     num_workers = min(num_workers, len(missing))
     _show(f"{phase.name}: {len(missing)} parts for {num_workers} workers")
-    shares = [Share(phase.name, tuple(missing[worker::num_workers])) for worker in range(num_workers)]
-    jobs = [_job(call, store, launch, share) for share in shares]
+    jobs = [_job(call, store, launch, Share(phase.name, tuple(missing[n::num_workers]))) for n in range(num_workers)]
     _run_jobs(call, launch, jobs, f"job-{phase.name}", lambda: not missing_parts(phase, values))
 
 

@@ -33,8 +33,8 @@ from torch.optim import Optimizer
 
 from dinov2.distributed import own_group, rank, world_size
 from dinov2.params import InputError
-from dinov2.records import write_json
-from dinov2.train.checkpoint_files import DISK_FULL, METADATA, flush_folder, trouble_with, write_state
+from dinov2.records import DISK_FULL, write_json
+from dinov2.train.checkpoint_files import METADATA, flush_folder, trouble_with, write_state
 from dinov2.train.staging import Staging, State
 from dinov2.trusted import check_private, make_private
 

@@ -1,6 +1,5 @@
 """The files of a checkpoint: written through to the disk, each of the length it should have, or an OSError."""
 
-import errno
 import json
 import os
 from pathlib import Path
@@ -12,9 +11,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from dinov2.distributed import world_size
+from dinov2.records import DISK_FULL
 from dinov2.train.staging import State
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 METADATA = ".metadata"  # torch.distributed.checkpoint's own list of what lies where
 
 

@@ -12,6 +12,7 @@ from dinov2.records import REMOVED, Summary, read_table, write_table
 from dinov2.store import StoreParams
 from tasks.call import StageCall, StageJob, check_gpus
 from tasks.fan_out import Phase
+from tasks.follow import JobFailedError
 
 
 @pytest.mark.parametrize("given", ["0", "0,1", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"])
@@ -68,7 +69,7 @@ def cut(path: Path) -> None:
 def test_work_that_was_damaged_is_made_again_at_the_next_start(parted: StageJob) -> None:
     assert parted().summary is not None
     cut(parted.call.work / "parts/0.parquet")
-    with pytest.raises(RuntimeError, match="work of this stage was damaged; start it again"):
+    with pytest.raises(JobFailedError, match="work of this stage was damaged; start it again"):
         parted()
     assert parted().summary is not None
 

@@ -1,5 +1,6 @@
 """Of a stage's work, what was cut short goes, and nothing else."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.damage import OPENED, forget_damaged
+from dinov2.params import InputError
+from dinov2.records import UnreadableError
+from tasks.damage import OPENED, damage_forgotten, forget_damaged
 from tasks.fan_out import MADE
+from tasks.follow import JobFailedError
 
 TABLE = pa.table({"row": np.arange(1000)})
 
@@ -54,3 +58,22 @@ def test_what_others_look_after_is_left_alone(tmp_path: Path, place: str) -> Non
     path.write_text("{")
     assert forget_damaged(tmp_path) == []
     assert mark.exists()
+
+
+@pytest.mark.parametrize("error", [UnreadableError("it is cut short"), RuntimeError("no sense in it")])
+def test_what_failed_over_damage_is_worth_another_try(tmp_path: Path, error: Exception) -> None:
+    (tmp_path / "parts").mkdir()
+    for is_damaged in (True, False):
+        if is_damaged:
+            (tmp_path / "parts/0.json").write_text("{")
+        with pytest.raises(JobFailedError if is_damaged else type(error)), damage_forgotten(tmp_path):
+            raise error
+
+
+@pytest.mark.parametrize("error", [InputError("no such seed"), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_a_person_must_mend_passes_as_it_is(tmp_path: Path, error: Exception) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/0.json").write_text("{")
+    with pytest.raises(type(error)), damage_forgotten(tmp_path):
+        raise error
+    assert (tmp_path / "parts/0.json").exists()

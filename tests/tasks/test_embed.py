@@ -72,6 +72,12 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def use_two_workers(folder: Path) -> None:
+    text = (folder / "params.yaml").read_text()
+    assert "workers: 1" in text
+    (folder / "params.yaml").write_text(text.replace("workers: 1", "workers: 2"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_worker_and_another_number_of_workers_change_no_byte(folder: Path) -> None:
@@ -79,9 +85,7 @@ def test_a_killed_worker_and_another_number_of_workers_change_no_byte(folder: Pa
     assert first.wait() == 0, (folder / "log").read_text()
     (work,) = (folder / "work/embed").glob("*/made")
     work.parent.rename(folder / "aside")
-    text = (folder / "params.yaml").read_text()
-    assert "workers: 1" in text
-    (folder / "params.yaml").write_text(text.replace("workers: 1", "workers: 2"))
+    use_two_workers(folder)
     stopped = start(folder, "two")
     while not list((folder / "work/embed").glob("*/made/embed/*")) and stopped.poll() is None:
         time.sleep(0.02)
@@ -96,3 +100,20 @@ def test_a_killed_worker_and_another_number_of_workers_change_no_byte(folder: Pa
     assert outputs(folder / "one") == outputs(folder / "two")
     counts = json.loads((folder / "two/record.json").read_text())["counts"]
     assert counts == {"num_in": 140, "num_kept": 140, "dropped": {}}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_list_that_was_cut_short_is_made_again(folder: Path) -> None:
+    use_two_workers(folder)
+    stopped = start(folder, "out")
+    while not list((folder / "work/embed").glob("*/listed/prepared")) and stopped.poll() is None:
+        time.sleep(0.02)
+    for process in [*psutil.Process(stopped.pid).children(recursive=True), psutil.Process(stopped.pid)]:
+        process.kill()
+    stopped.wait()
+    (listed,) = (folder / "work/embed").glob("*/listed/seeds.parquet")
+    listed.write_bytes(listed.read_bytes()[:100])
+    assert start(folder, "out").wait() == 1
+    assert "embed: work of this stage was damaged; start it again" in (folder / "log").read_text()
+    assert start(folder, "out").wait() == 0, (folder / "log").read_text()

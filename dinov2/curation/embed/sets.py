@@ -53,7 +53,7 @@ class Sets:
         Raises InputError if a set is empty or a shard absent.
         """
         done = self.work / "prepared"
-        if done.exists():
+        if done.exists() and all(self.table(name).exists() for name in NAMES):
             return
         for name in ("seeds", "evaluation"):
             source = FolderSource(self.folder(name))
