@@ -142,10 +142,13 @@ def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON with sorted keys and a final newline, by a temporary name that is then renamed."""
+    """Write JSON with sorted keys and a final newline: by a temporary name, renamed when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    with temporary.open("w") as stream:
+        stream.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
     temporary.replace(path)
 
 

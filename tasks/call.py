@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from dinov2.params import InputError, Params
-from dinov2.records import DISK_FULL, Summary, sha256_file
+from dinov2.records import DISK_FULL, Summary, flush_files, sha256_file
 from dinov2.store import Store, StoreParams
 from dinov2.store.locking import in_use
 from dinov2.workspace import workspace
@@ -123,9 +123,11 @@ class StageJob:
         for phase in phases(module):
             make_parts(phase, values, first=_rank(), of=_world())
             wait_for_parts(phase, values)
-        if _rank() == 0 or getattr(module, "COLLECTIVE", False):
-            return module.run(**named(module.run, values))
-        return None
+        if _rank() > 0 and not getattr(module, "COLLECTIVE", False):
+            return None
+        summary = module.run(**named(module.run, values))
+        flush_files(values["out"])  # before anybody is told that it is done
+        return summary
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Submitit's protocol on preemption: queue the same job again; it goes on from what `work` holds."""

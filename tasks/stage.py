@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dinov2.params import InputError, load_section, masked
-from dinov2.records import DISK_FULL, Summary, flush_files, write_json
+from dinov2.records import DISK_FULL, Summary, write_json
 from dinov2.store import StoreParams
 from dinov2.store.locking import UNSUPPORTED
 from tasks.call import WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
@@ -294,7 +294,6 @@ def _publish(call: StageCall) -> Path:
     shutil.rmtree(previous, ignore_errors=True)
     if out.exists():
         out.rename(previous)
-    flush_files(call.work / "out")
     (call.work / "out").rename(out)
     shutil.rmtree(previous, ignore_errors=True)
     return out

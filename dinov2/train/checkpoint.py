@@ -8,7 +8,6 @@ step).
 
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -235,8 +234,6 @@ def _make_empty(folder: Path) -> None:
 def _publish(temporary: Path, final: Path, about: dict[str, Any]) -> None:
     about["bytes"][METADATA] = (temporary / METADATA).stat().st_size
     write_json(temporary / ABOUT, about)
-    with (temporary / ABOUT).open("rb") as stream:
-        os.fsync(stream.fileno())
     flush_folder(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)

@@ -74,6 +74,15 @@ def test_work_that_was_damaged_is_made_again_at_the_next_start(parted: StageJob)
     assert parted().summary is not None
 
 
+def test_outputs_are_on_the_disk_before_the_job_says_that_it_is_done(
+    parted: StageJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr("tasks.call.flush_files", flushed.append)
+    parted()
+    assert flushed == [parted.call.work / "out"]
+
+
 def test_a_damaged_input_is_a_mistake_and_is_left_alone(parted: StageJob) -> None:
     cut(Path("given.parquet"))
     mistake = parted().mistake
