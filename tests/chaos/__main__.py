@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import psutil
 from slurm_lab import Cluster
 
-from chaos.blows import BLOWS, ON_SLURM, Scene
+from chaos.blows import BLOWS, ON_SLURM, Scene, strike
 from chaos.sandbox import Sandbox
 from dinov2.command import show
 from flows.stages import STAGES
@@ -195,7 +195,7 @@ class Disturbed:
         position = self.log.stat().st_size
         blows = ON_SLURM if self.cluster else BLOWS
         others = [] if stage == planned.stage else self.random.sample(list(blows), len(blows))
-        hit = next(filter(None, (blows[kind](scene, self.random) for kind in [planned.kind, *others])), None)
+        hit = next(filter(None, (strike(kind, scene, self.random) for kind in [planned.kind, *others])), None)
         if hit is None:
             return False
         self.happened.append(Happened(planned._replace(stage=stage), hit, position))

@@ -1,5 +1,6 @@
 """What can happen to a run: each kind finds its victim among the processes and files of a sandbox."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -97,18 +98,34 @@ def _fill_disk(scene: Scene, random: Random) -> str | None:
     return f"disk full for {FULL_S:.0f} s"
 
 
-def _cut(scene: Scene, random: Random) -> str | None:
-    """Cut a file of the stage's work in half, and kill all that runs, as a power cut would."""
+def _files_to_cut(scene: Scene) -> list[Path]:
     work = scene.folder / "work"
-    files = [path for kind in CUT for path in work.glob(f"{scene.stage}*/*/{kind}") if path.is_file()]
-    files = sorted(path for path in files if path.stat().st_size > 1 and "out" not in path.relative_to(work).parts)
-    if not files:
+    found = (path for kind in CUT for path in work.glob(f"{scene.stage}*/*/{kind}"))
+    return sorted(path for path in found if "out" not in path.relative_to(work).parts and _size(path) > 1)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:  # renamed by now
+        return 0
+
+
+def _cut(scene: Scene, random: Random) -> str | None:
+    """Kill all that runs and cut a file of the stage's work in half, as a power cut would."""
+    if not _files_to_cut(scene):
         return None
+    victims = _processes(scene)
+    for process in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(victims, timeout=5)
+    files = _files_to_cut(scene)
+    if not files:
+        return "all killed"
     victim = random.choice(files)
-    for process in _processes(scene):
-        process.kill()
-    os.truncate(victim, victim.stat().st_size // 2)
-    return f"all killed, {'/'.join(victim.relative_to(work).parts[2:])} cut in half"
+    os.truncate(victim, _size(victim) // 2)
+    return f"all killed, {'/'.join(victim.relative_to(scene.folder).parts[3:])} cut in half"
 
 
 def _server(name: str) -> Blow:
@@ -147,6 +164,14 @@ def _kill_controller(scene: Scene, random: Random) -> str | None:
     time.sleep(OUTAGE_S)
     scene.cluster.node("start", "slurmctl")
     return f"slurmctld gone for {OUTAGE_S:.0f} s"
+
+
+def strike(kind: str, scene: Scene, random: Random) -> str | None:
+    """Let a blow fall; returns what was hit, or None if there was nothing to hit, or no more."""
+    try:
+        return ON_SLURM[kind](scene, random) if scene.cluster else BLOWS[kind](scene, random)
+    except psutil.NoSuchProcess:
+        return None
 
 
 BLOWS: dict[str, Blow] = {
