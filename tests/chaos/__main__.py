@@ -234,16 +234,16 @@ def main() -> int:
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="chaos"))
     with contextlib.ExitStack() as stack:
-        cluster = Cluster(root / "slurm") if options.cluster == "slurm" else None
-        if cluster:
-            cluster.up()
-            stack.callback(cluster.down)
         found = stack.enter_context(servers(root))
         urls: dict[str, Any] = {
             "prefect": f"http://127.0.0.1:{found['prefect'].port}/api",
             "tracking": f"http://127.0.0.1:{found['mlflow'].port}",
         }
         boxes = {name: Sandbox(root / name, cluster=options.cluster, **urls) for name in ("calm", "disturbed")}
+        cluster = Cluster(root / "slurm") if options.cluster == "slurm" else None
+        if cluster:
+            cluster.up()  # now that the disks are mounted, since nodes see only what was there before them
+            stack.callback(cluster.down)
         lines = list(_report(boxes, root, found, cluster, options))
         if lines[-1].startswith("Equal") and not options.keep:
             for box in boxes.values():
