@@ -39,13 +39,13 @@ class Sandbox:
         with (folder / "params.yaml").open("w") as stream:
             YAML().dump(_params(cluster, tracking), stream)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "PREFECT_API_URL": prefect}
+        self.environment = {"PATH": path, "PYTHONPATH": str(folder), "PREFECT_API_URL": prefect}
 
     def start_flow(self, log: Path) -> subprocess.Popen[bytes]:
         """Start the whole pipeline, as its user does; what it says goes to `log`."""
         with log.open("ab") as stream:
             return subprocess.Popen(
-                [sys.executable, "-m", "flows.full_pipeline"], cwd=self.folder, env=self.environment,
+                [sys.executable, "-m", "flows.full_pipeline"], cwd=self.folder, env={**os.environ, **self.environment},
                 stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
