@@ -271,7 +271,8 @@ def _report(
     (root / "disturbed.log").touch()
     came_to_end = run.run(planned)
     num_blows = f"{len(run.happened)} of {len(planned)} blows"
-    yield f"# Chaos, seed {options.seed}: {num_blows}, {run.num_starts} starts of the flow\n"
+    where = " on four SLURM nodes" if cluster else ""
+    yield f"# Chaos{where}, seed {options.seed}: {num_blows}, {run.num_starts} starts of the flow\n"
     yield from run.table()
     yield ""
     if not came_to_end:
