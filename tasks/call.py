@@ -126,7 +126,8 @@ class StageJob:
         if _rank() > 0 and not getattr(module, "COLLECTIVE", False):
             return None
         summary = module.run(**named(module.run, values))
-        flush_files(values["out"])  # before anybody is told that it is done
+        if _rank() == 0:  # who writes the outputs
+            flush_files(values["out"])  # before anybody is told that it is done
         return summary
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
