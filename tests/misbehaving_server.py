@@ -60,9 +60,10 @@ class Handler(BaseHTTPRequestHandler):
         match path:
             case ["robots.txt"]:
                 status = 200 if isinstance(self.site.robots, bytes) else self.site.robots
-                self.send(status, self.site.robots if isinstance(self.site.robots, bytes) else b"")
+                body = self.site.robots if isinstance(self.site.robots, bytes) else b""
+                self.send(status, body, headers=self.site.site_headers)
             case [".well-known", "tdmrep.json"]:
-                self.send(200 if self.site.tdmrep else 404, self.site.tdmrep)
+                self.send(200 if self.site.tdmrep else 404, self.site.tdmrep, headers=self.site.site_headers)
             case ["good", *name]:
                 time.sleep(self.site.good_s)
                 self.send(200, png("/".join(name)))
@@ -180,6 +181,7 @@ class MisbehavingServer(ThreadingHTTPServer):
         self.lock = Lock()
         self.robots: bytes | int = 404  # the file, or the status in its place
         self.tdmrep = b""
+        self.site_headers: dict[str, str] = {}  # of both files
         self.good_s = 0.0
 
     def handle_error(self, request: object, client_address: object) -> None:

@@ -84,12 +84,20 @@ class Answer:
         except UrlRefusedError as error:
             raise NoImageError("bad_redirect") from error
 
-    async def body(self, max_bytes: int, is_wanted: Callable[[bytes], bool]) -> IO[bytes]:
+    @property
+    def encoding(self) -> str:
+        """How the body is encoded, though we ask for it as it is; empty if it is not."""
+        name = self.header("content-encoding").strip().lower()
+        return "" if name == "identity" else name
+
+    async def body(
+        self, max_bytes: int, is_wanted: Callable[[bytes], bool], *, may_be_encoded: bool = False
+    ) -> IO[bytes]:
         """The body, at most `max_bytes` + 1 bytes of it; given up as soon as its first bytes are seen to be unwanted.
 
         Raises NoImageError with `content_encoding` or `not_an_image`.
         """
-        if self.header("content-encoding").strip().lower() not in ("", "identity"):
+        if self.encoding and not may_be_encoded:
             raise NoImageError("content_encoding")  # we asked for none: a bomb, or a server that heeds nothing
         self.is_body_begun = True
         with ExitStack() as stack:

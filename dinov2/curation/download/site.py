@@ -5,6 +5,7 @@ site whose robots.txt can't be had now is left alone (RFC 9309 section 2.3.1.4);
 """
 
 import asyncio
+import zlib
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -86,12 +87,27 @@ class Sites:
                     return answer.location(url)
                 if answer.status != 200:
                     return b""
-                with await answer.body(max_bytes, is_wanted=lambda _: True) as body:
-                    return body.read()
+                with await answer.body(max_bytes, is_wanted=lambda _: True, may_be_encoded=True) as body:
+                    return _decoded(body.read(), answer.encoding, max_bytes)
 
         for _ in range(MAX_REDIRECTS + 1):
-            found = await self._client.retried(url, attempt)
+            try:
+                found = await self._client.retried(url, attempt)
+            except NoImageError as error:
+                if error.reason != "bad_redirect":
+                    raise
+                return b""  # it leads nowhere
             if isinstance(found, bytes):
                 return found
             url = found
+        return b""
+
+
+def _decoded(data: bytes, encoding: str, max_bytes: int) -> bytes:
+    """At most `max_bytes` of what a server encoded unasked; empty, as is any nonsense, where that can't be undone."""
+    if not encoding:
+        return data
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, max_bytes)  # gzip and deflate, by their heads
+    except zlib.error:
         return b""

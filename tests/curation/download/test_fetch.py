@@ -1,5 +1,6 @@
 """Fetching: every limit, every courtesy, and every kind of trouble that a server can be."""
 
+import gzip
 import socket
 import time
 from collections.abc import Iterator
@@ -236,6 +237,21 @@ def test_site_is_left_alone_while_its_robots_txt_is_not_to_be_had(tmp_path: Path
     assert result.reasons == ["robots_unavailable"] * 9
     assert set(server.asked) == {"/robots.txt"}
     assert server.asked["/robots.txt"] == 3 * 2  # rounds, attempts
+
+
+def test_rules_that_a_server_encodes_unasked_are_heeded(tmp_path: Path, server: MisbehavingServer) -> None:
+    server.robots = gzip.compress(b"User-agent: *\nDisallow: /good/a")
+    server.tdmrep = gzip.compress(b'[{"location": "/good/b", "tdm-reservation": 1}]')
+    server.site_headers = {"Content-Encoding": "gzip"}
+    result = run_download(tmp_path, [record(f"{server.url}/good/{name}") for name in ("a", "b", "c")])
+    assert sorted(result.reasons) == ["robots_txt", "tdm_file"]
+
+
+def test_nonsense_in_place_of_rules_forbids_nothing(tmp_path: Path, server: MisbehavingServer) -> None:
+    server.tdmrep = b"<html>"
+    for robots, name, value in ((b"<html>", "Content-Encoding", "gzip"), (302, "Location", "mailto:me@a.example")):
+        server.robots, server.site_headers = robots, {name: value}
+        assert len(run_download(tmp_path / name, [record(f"{server.url}/good/a")]).rows) == 1
 
 
 def test_reservation_of_a_site_is_heeded(tmp_path: Path, server: MisbehavingServer) -> None:
