@@ -1,6 +1,7 @@
 """The demo's pipeline on four SLURM nodes, through `prefect deployment run`, disturbed twice: is the outcome the same?
 
-Run:   sudo python benchmarks/demo_on_cluster.py --local FOLDER     (Debian's slurmctld, slurmd, slurm-client and munge)
+Run:   PYTHONPATH=tests python -m benchmarks.demo_on_cluster --local FOLDER    (as root; Debian's slurmctld, slurmd,
+       slurm-client and munge)
 
 FOLDER is a checkout in which `make demo` has run to its end, at the same commit. In a clone of it every stage is a
 SLURM job. While embed runs, the node it runs on loses power; while pretrain runs, an urgent job takes all nodes. Then
@@ -17,12 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from slurm_lab import Cluster, wait
+
 from dinov2.params import read_yaml
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests")]
-
-from slurm_lab import Cluster, wait  # noqa: E402 (the path comes first) # pyright: ignore[reportMissingImports]
 
 PATIENCE_S = 1800.0
 

@@ -1,6 +1,6 @@
 """Fuzz the parsers of tests/fuzz_targets.py for a time; prints inputs tried and the faults found, each made small.
 
-Run:   nice -n 19 python -m benchmarks.fuzz_parsers --minutes 15 --seed 0 [--only url,robots]
+Run:   PYTHONPATH=tests nice -n 19 python -m benchmarks.fuzz_parsers --minutes 15 --seed 0 [--only url,robots]
 Parsers take turns of 500 inputs, slow ones of fewer; after a fault the next turn has another seed. A find belongs into
 the parser's tests, made small.
 """
@@ -11,13 +11,9 @@ import sys
 import time
 import traceback
 from collections import Counter
-from pathlib import Path
 
+from fuzz_targets import TARGETS, UNASKED, Target
 from hypothesis import given, seed, settings
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from fuzz_targets import TARGETS, UNASKED, Target  # pyright: ignore[reportMissingImports]
 
 EXAMPLES_A_TURN = 500
 SLOW = {"files": 100, "crawl": 20}  # so that they don't take all the time

@@ -1,6 +1,6 @@
 """What it costs to have SLURM run things: seconds to the first instruction, of a large array, and of a preemption.
 
-Run:   sudo python benchmarks/orchestration.py        (Debian's slurmctld, slurmd, slurm-client and munge)
+Run:   PYTHONPATH=tests python -m benchmarks.orchestration    (as root; Debian's slurmctld, slurmd, slurm-client, munge)
 
 On the test cluster of tests/cluster: four nodes that are one machine, so that starting Python on all of them at once is
 what takes long. Seconds are of the wall clock, memory is the greatest of the submitting process. A part is empty here.
@@ -10,21 +10,17 @@ import functools
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from slurm_lab import SMALL, Cluster, Project, wait
 
-from slurm_lab import SMALL, Cluster, Project, wait  # noqa: E402 (the path comes first) # pyright: ignore[reportMissingImports]
-
-from benchmarks.peak_memory import peak_bytes  # noqa: E402
-from tasks.fan_out import Phase, make_parts  # noqa: E402
-from tasks.launch import run_jobs  # noqa: E402
-from tasks.resources import MAX_WORKERS, LaunchParams, Resources  # noqa: E402
+from benchmarks.peak_memory import peak_bytes
+from tasks.fan_out import Phase, make_parts
+from tasks.launch import run_jobs
+from tasks.resources import MAX_WORKERS, LaunchParams, Resources
 
 NUM_PARTS = 1000
 ROUNDS = 5

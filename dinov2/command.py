@@ -1,6 +1,7 @@
 """What our command lines share: options from the fields of a NamedTuple, and lines for whoever still reads them."""
 
 import argparse
+import inspect
 import os
 import sys
 import typing
@@ -13,11 +14,11 @@ T = TypeVar("T", bound=tuple)  # a NamedTuple, which has no type of its own
 def add_options(parser: argparse.ArgumentParser, kind: type[tuple], *, but: Iterable[str] = ()) -> None:
     """An option for each field of the NamedTuple `kind` that has none yet, but those in `but`; with its default."""
     known = {action.dest for action in parser._actions} | set(but)
-    defaults: dict[str, Any] = getattr(kind, "_field_defaults")  # noqa: B009
+    fields = inspect.signature(kind).parameters
     for name, hint in typing.get_type_hints(kind).items():
         if name not in known:
             (plain,) = set(typing.get_args(hint) or (hint,)) - {type(None)}
-            parser.add_argument(f"--{name}", type=plain, default=defaults[name], help="default: %(default)s")
+            parser.add_argument(f"--{name}", type=plain, default=fields[name].default, help="default: %(default)s")
 
 
 def from_options(kind: type[T], options: Mapping[str, Any]) -> T:

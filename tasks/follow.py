@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dinov2.params import InputError
 from tasks import slurm
 from tasks.log_tail import LogTail
-from tasks.processes import num_children
+from tasks.processes import num_living_children
 
 if TYPE_CHECKING:
     from tasks.launch import Submission
@@ -181,9 +181,10 @@ class _Followed:
 
     def _has_lost_rank(self) -> bool:
         """Whether a rank ended without a word, for which the others may wait for ever; on SLURM srun ends them."""
-        controller = self.submission.process() if self.submission.cluster == "local" else None
-        num_living = num_children(controller) if controller else 0
-        return 0 < num_living < self.submission.num_tasks - len(self.outcomes)
+        job = self.submission
+        controller = job.process() if job.cluster == "local" and job.num_tasks > 1 else None
+        num_living = num_living_children(controller) if controller else 0
+        return 0 < num_living < job.num_tasks - len(self.outcomes)
 
     def _wait(self, state: slurm.JobState) -> None:
         """It is queued: for the first time, or again, when what its ranks left before is of no use."""

@@ -27,14 +27,12 @@ def living(pid: int, started: float | None) -> psutil.Process | None:
     return None
 
 
-def num_children(process: psutil.Process) -> int:
-    """How many of its children live."""
-    living_ones = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in process.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                living_ones += child.status() != psutil.STATUS_ZOMBIE
-    return living_ones
+def num_living_children(process: psutil.Process) -> int:
+    """How many children it has that have not ended; 0 also if it, or one of them, ends just now."""
+    try:
+        return sum(child.status() != psutil.STATUS_ZOMBIE for child in process.children())
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def running(package: str, folder: Path) -> list[psutil.Process]:

@@ -48,7 +48,8 @@ def read_training(path: Path) -> tuple[dict[str, Tensor], Architecture]:
     try:
         with safe_open(path, framework="pt") as stream:
             architecture = Architecture.model_validate_json((stream.metadata() or {})["architecture"])
-            return {name: stream.get_tensor(name) for name in stream.keys()}, architecture  # noqa: SIM118 - safetensors' file can't be iterated
+            names = stream.keys()
+            return {name: stream.get_tensor(name) for name in names}, architecture
     except OSError as error:
         raise InputError(f"{path} can't be read ({error}); run the stage that makes it (dvc repro)") from error
     except (SafetensorError, KeyError, ValueError) as error:

@@ -19,7 +19,7 @@ CUT = (
     "checkpoints/**/*", "job*/job.json", "mlflow.json", "tracking.json", "**/*.parquet", "**/*.arrow", "**/*.npy",
     "**/*.npz",
 )  # fmt: skip
-"""Files of work/ that a power cut may damage; not what was flushed: outputs, and curves up to a checkpoint."""
+"""Files of work/ that are cut, more than a power cut can damage; not outputs and curves, which must be on the disk."""
 
 
 class Scene(NamedTuple):
