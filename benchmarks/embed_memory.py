@@ -60,7 +60,7 @@ def finish(work: Path, num_blocks: int, queue: Any) -> None:
         about = ({"shard": "a.tar", "offset": i, "url": f"http://pool.example/{i}"} for i in range(BLOCK_ROWS))
         origin = [{**unknown, **row} for row in about]
         finish_block(span, origin, params=THUMBNAIL, work=work, store=store, drop_repeated=True, pack=None)
-    assert gather(pool, work, work / "out").num_kept == pool[-1].stop
+    assert gather("pool", pool, work, work / "out").num_kept == pool[-1].stop
     queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.process_time() - started))
 
 

@@ -17,7 +17,7 @@ from dinov2.train.costs import Networks
 from dinov2.train.params import Architecture, TrainParams
 from tasks.stage import main
 
-VERSION = 2
+VERSION = 3
 COLLECTIVE = True  # all ranks train together
 
 
@@ -35,7 +35,7 @@ def run(params: BootstrapParams, *, seeds: Path, out: Path, work: Path) -> Summa
     from dinov2.train.curves import write_csv
     from dinov2.train.pretraining import initial_backbones, pretrain
 
-    source = FolderSource(seeds)
+    source = FolderSource(seeds, may_be_empty=params.backbone is not None)
     if params.backbone is not None:
         save_backbone(out, *load_backbone(Path(params.backbone)))
         write_csv(out / "curves.csv", [{"step": 0, "total": 0.0}])

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from dinov2.params import InputError, Params
-from dinov2.records import DISK_FULL, Summary, flush_files, sha256_file
+from dinov2.records import DISK_FULL, Summary, flush_files
 from dinov2.store import Store, StoreParams
 from dinov2.store.locking import in_use
 from dinov2.workspace import workspace
@@ -165,16 +165,6 @@ def _log_to_stdout() -> None:
     )
     for noisy in ("submitit", "httpx", "httpcore", "matplotlib", "PIL", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def hash_tree(path: Path) -> str:
-    """sha256 over the names and contents of a file or of all files below a folder."""
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        digest.update(f"{name}\0{sha256_file(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def disk_full(error: OSError, otherwise: Path) -> str:

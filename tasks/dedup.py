@@ -63,9 +63,7 @@ class DedupParams(Params):
 
     min_cosine: Cosine
     """Two images of pool and seeds at or above this are copies (paper, with SSCD: 0.6)."""
-    evaluation_sets: Annotated[
-        dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")], EvaluationSet], Field(min_length=1)
-    ]
+    evaluation_sets: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")], EvaluationSet]
     """Each with its own threshold; every evaluation image belongs to the set with the longest folder that holds it."""
     method: Literal["auto", "exact", "rotation", "cells", "faiss"]
     """`auto`: the cheapest that reaches `min_recall` on a sample, and `exact` for few images."""
@@ -226,9 +224,10 @@ def run(params: DedupParams, *, filter: Path, embed: Path, out: Path, work: Path
         )
     num_seeds, seeds_dropped = verdicts.write("seeds", out / "seeds.parquet", EMBEDDED, out / "seeds_removed.parquet")
     num_pool, dropped = verdicts.write("pool", out / "manifest.parquet", MANIFEST, out / "removed.parquet")
-    if not num_seeds or not num_pool:
+    lost_seeds = bool(seeds_dropped) and not num_seeds
+    if lost_seeds or not num_pool:
         raise InputError(
-            f"no image of the {'pool' if num_seeds else 'seeds'} is left after dedup (dropped: {seeds_dropped} of the "
+            f"no image of the {'seeds' if lost_seeds else 'pool'} is left after dedup (dropped: {seeds_dropped} of the "
             f"seeds, {dropped} of the pool); raise dedup.min_cosine or the thresholds of dedup.evaluation_sets, or "
             "look at the inputs"
         )

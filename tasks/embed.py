@@ -18,7 +18,7 @@ import logging
 import sys
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dinov2.curation.embed.embedder import Embedder
     from dinov2.curation.embed.finish import Gathered
 
-VERSION = 2
+VERSION = 3
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +51,9 @@ class EmbedParams(Params):
     """Images that a thread decodes and embeds at once."""
     shard_mb: Annotated[int, Field(gt=0)]
     """Size at which a shard of seeds is finished; the last one of a block is smaller."""
+    may_be_empty: tuple[Literal["seeds", "evaluation"], ...]
+    """Folders in which no image is no mistake: `seeds` where retrieve.choose is balanced and bootstrap.backbone given,
+    `evaluation` where nothing is held out."""
 
 
 def count_blocks(
@@ -63,7 +66,7 @@ def count_blocks(
     store: Store,
 ) -> int:
     """Number of blocks of all sets; lists the folders and sees that no shard is absent."""
-    sets = _sets(filter, seeds, evaluation, work)
+    sets = _sets(params, filter, seeds, evaluation, work)
     sets.prepare(store)
     return len(sets.spans(params.block_rows))
 
@@ -82,7 +85,7 @@ def embed_block(
     """Decode and embed one block into work/blocks/."""
     from dinov2.curation.embed.embedder import save_block  # imported in the job, not in the submitting process
 
-    sets = _sets(filter, seeds, evaluation, work)
+    sets = _sets(params, filter, seeds, evaluation, work)
     span = sets.spans(params.block_rows)[part]
     rows = sets.rows(span)
     embedder = _embedder(bootstrap, params)  # pyright: ignore[reportArgumentType] - frozen params can be hashed
@@ -111,7 +114,7 @@ def fit_copies(part: int, params: EmbedParams, *, filter: Path, seeds: Path, eva
     """Find repeated images and, for thumbnails, the whitening; into work/fitted/."""
     from dinov2.curation.embed.finish import fit
 
-    sets = _sets(filter, seeds, evaluation, work)
+    sets = _sets(params, filter, seeds, evaluation, work)
     spans = sets.spans(params.block_rows)
     blocks = {name: [span.file(work / "blocks", ".npz") for span in spans if span.name == name] for name in NAMES}
     fit(blocks, params.copy_descriptor, work / "fitted", num_rows={name: sets.size(name) for name in NAMES})
@@ -130,7 +133,7 @@ def finish_block(
     """Put the descriptors of one block into the store, and the images of seeds; tables go to work/finished/."""
     from dinov2.curation.embed.finish import finish_block, pack_images
 
-    sets = _sets(filter, seeds, evaluation, work)
+    sets = _sets(params, filter, seeds, evaluation, work)
     span = sets.spans(params.block_rows)[part]
     with sets.reader(span.name, store) as read:
         folder = span.file(work / "packing", "")
@@ -163,12 +166,12 @@ def run(
     """Join what the parts made."""
     from dinov2.curation.embed.finish import gather
 
-    sets = _sets(filter, seeds, evaluation, work)
+    sets = _sets(params, filter, seeds, evaluation, work)
     spans = sets.spans(params.block_rows)
     done: dict[str, Gathered] = {}
     for name in NAMES:
-        gathered = done[name] = gather([span for span in spans if span.name == name], work, out)
-        if not gathered.num_kept:
+        gathered = done[name] = gather(name, [span for span in spans if span.name == name], work, out)
+        if not gathered.num_kept and (gathered.removed or name not in params.may_be_empty):
             why = ", ".join(f"{num} {reason}" for reason, num in gathered.removed.items())
             raise InputError(f"none of the images of {name} can be embedded ({why}); give others")
         if gathered.removed:
@@ -185,12 +188,13 @@ def run(
             "num_seeds_removed": sum(done["seeds"].removed.values()),
             "num_evaluation": done["evaluation"].num_kept,
             "num_evaluation_removed": sum(done["evaluation"].removed.values()),
+            **{f"num_{name}_other_files": sets.num_others(name) for name in ("seeds", "evaluation")},
         },
     )
 
 
-def _sets(filter_out: Path, seeds: Path, evaluation: Path, work: Path) -> Sets:
-    return Sets(filter_out / "manifest.parquet", seeds, evaluation, work / "listed")
+def _sets(params: EmbedParams, filter_out: Path, seeds: Path, evaluation: Path, work: Path) -> Sets:
+    return Sets(filter_out / "manifest.parquet", seeds, evaluation, work / "listed", params.may_be_empty)
 
 
 if __name__ == "__main__":

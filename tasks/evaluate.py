@@ -3,7 +3,7 @@
 In:    --backbone   folder with backbone.safetensors and backbone.json; `--model random` takes its architecture and
                     gives it fresh weights, `--model baselines` ignores it: colour histograms and raw pixels
        --seeds      training images, a folder a label
-       --evaluation test images with the same labels
+       --evaluation test images with the same labels, in the params' `folder` below it
 Out:   metrics.json, predictions.json {ids, labels, methods: {method: predicted labels}}, figures/pca.png
 Run:   python -m tasks.evaluate --model pretrain --backbone data/pretrain --seeds inputs/demo/seeds \
            --evaluation inputs/demo/evaluation --out data/evaluate/pretrain
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dinov2.hub import BackboneCard
     from dinov2.models.vit import VisionTransformer
 
-VERSION = 2
+VERSION = 3
 BASELINES = "baselines"
 RANDOM = "random"
 log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 class EvaluateParams(Params):
     """How every model is judged; the same for all of them."""
 
+    folder: str
+    """Where below the evaluation folder the test images lie, a folder a label: with several dedup.evaluation_sets, that
+    of the one whose labels are those of the seeds; empty: the evaluation folder itself."""
     seed: Annotated[int, Field(ge=0)]
     """Of the random network's weights, the probe's split and batches, and the resampling for intervals."""
     batch_size: Annotated[int, Field(gt=0)]
@@ -65,7 +68,7 @@ class Data(NamedTuple):
 
 def run(params: EvaluateParams, *, model: str, backbone: Path, seeds: Path, evaluation: Path, out: Path) -> Summary:
     """Features of seeds and evaluation images, then every judge in turn."""
-    data = _read(seeds, evaluation)
+    data = _read(seeds, evaluation / params.folder)
     if model == BASELINES:
         scores, metrics = _judge_baselines(params, data)
     else:
@@ -85,6 +88,8 @@ def _read(seeds: Path, evaluation: Path) -> Data:
     from dinov2.data.sources import FolderSource
     from dinov2.eval.features import number_labels, readable_images, without_labels
 
+    if not evaluation.is_dir():
+        raise InputError(f"{evaluation} is not a folder; mend evaluate.folder, or inputs.evaluation")
     train, test = readable_images(FolderSource(seeds)), readable_images(FolderSource(evaluation))
     if not train.names:
         raise InputError(f"{seeds} holds no readable labelled image; put images in it, a folder a label")

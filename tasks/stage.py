@@ -28,11 +28,12 @@ from dinov2.params import InputError, load_section, masked
 from dinov2.records import DISK_FULL, Summary, write_json
 from dinov2.store import StoreParams
 from dinov2.store.locking import UNSUPPORTED
-from tasks.call import WORK, Outcome, StageCall, StageJob, disk_full, hash_tree
+from tasks.call import WORK, Outcome, StageCall, StageJob, disk_full
 from tasks.damage import damage_forgotten
 from tasks.fan_out import Phase, Share, missing_parts, phases
 from tasks.follow import JobFailedError
 from tasks.gates import GateMissedError, check_gate
+from tasks.hashing import hash_inputs
 from tasks.launch import cancel_remembered, run_jobs
 from tasks.options import filled_in
 from tasks.plan import print_plan
@@ -135,9 +136,7 @@ def _parse(stage: str, run: Callable[..., Summary]) -> dict[str, str]:
     return options
 
 
-def _execute(
-    stage: str, version: int, run: Callable[..., Summary], options: dict[str, str], params_file: Path
-) -> None:
+def _execute(stage: str, version: int, run: Callable[..., Summary], options: dict[str, str], params_file: Path) -> None:
     params = load_section(params_file, stage, typing.get_type_hints(run)["params"])
     store = load_section(params_file, "store", StoreParams)
     launch = load_section(params_file, "launch", LaunchParams)
@@ -148,12 +147,7 @@ def _execute(
     kinds = _kinds(run)
     paths = {name: value for name, value in options.items() if kinds[name] is Path and name != "out"}
     names = {name: value for name, value in options.items() if kinds[name] is str}
-    for name, path in paths.items():
-        if not Path(path).exists():
-            do = "run the stage that makes it, or mend `inputs:` in params.yaml"
-            raise InputError(f"--{name} {path} does not exist; {do}")
-    hashes = {name: hash_tree(Path(path)) for name, path in sorted(paths.items())}
-    call = StageCall(stage, paths, names, options["out"], params, version, hashes)
+    call = StageCall(stage, paths, names, options["out"], params, version, hash_inputs(paths, WORK / "hashes"))
     with _only_one(WORK / call.instance):
         _cancel_others((WORK / call.instance).glob("*/job*"), but_below=call.work)
         call.work.mkdir(parents=True, exist_ok=True)

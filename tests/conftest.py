@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -28,7 +28,8 @@ from dinov2.records import Summary
 from dinov2.store import Store, StoreParams
 from flows.stages import STAGES
 from tasks.fan_out import make_parts, phases
-from tasks.stage import StageCall, hash_tree, write_record
+from tasks.hashing import hash_tree
+from tasks.stage import StageCall, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY: dict[str, Any] = read_yaml(Path(__file__).with_name("tiny.yaml"))
@@ -58,17 +59,18 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> "TinyPipeline":
 class TinyPipeline:
     """Inputs, params and outputs of a pipeline that takes seconds; `outputs[instance]` is a folder, as under data/."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, params: Mapping[str, Any] = TINY, draw: Callable[[Path], None] | None = None
+    ) -> None:
+        self.root, self._params = root, params
         self.store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache"), remote=None))
         self.outputs: dict[str, Path] = {}
         self.summaries: dict[str, Summary] = {}
-        draw_inputs(root / "inputs")
-        params = TINY
+        (draw or draw_inputs)(root / "inputs")
         given = {name: root / "inputs" / name for name in ("crawl", "seeds", "evaluation")}
         for stage in STAGES:
             for instance, names, paths in self._calls(stage, given):
-                self._run(stage, instance, params[stage], names, paths)
+                self._run(stage, instance, self._params[stage], names, paths)
 
     def _calls(self, stage: str, given: dict[str, Path]) -> list[tuple[str, dict[str, str], dict[str, Path]]]:
         made = {**self.outputs, "evaluate": self.root / "data/evaluate", "crawl_records": self.outputs.get("crawl")}
@@ -77,7 +79,7 @@ class TinyPipeline:
             known["crawl"] = self.outputs["crawl"]
         if stage != "evaluate":
             return [(stage, {}, known)]
-        folders = {model: self.root / "data" / path for model, path in TINY["models"].items()}
+        folders = {model: self.root / "data" / path for model, path in self._params["models"].items()}
         return [(f"evaluate/{model}", {"model": model}, {**known, "backbone": path}) for model, path in folders.items()]
 
     def _run(self, stage: str, instance: str, values: object, names: dict[str, str], known: dict[str, Path]) -> None:

@@ -4,6 +4,8 @@ Curated shards, folders, file lists; Parquet files stand in parquet.py, several 
 """
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,10 +13,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2.files import files_below, is_utf8
 from dinov2.params import InputError
 from dinov2.shards import ShardReader
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {  # names that files of decode.FORMATS go by
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".avif", ".avifs", ".bmp",
+    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c",
+}  # fmt: skip
 NEWLINE, RETURN = 10, 13
 SCAN_BYTES = 2**26  # of a list at once, when its lines are looked for
 
@@ -53,16 +61,33 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """Images in folders named by their label, `path/<label>/*`, in the order of their paths; loose images have none."""
+    """Images in folders named by their label, `path/<label>/*`, in the order of their paths; loose images have none.
 
-    def __init__(self, path: Path) -> None:
-        """Raises InputError if there is no image below `path`."""
+    Links are followed. A file is taken for an image by its suffix (SUFFIXES); the others are counted in `others`.
+    """
+
+    def __init__(self, path: Path, *, may_be_empty: bool = False) -> None:
+        """Raises InputError if there is no image below `path`, unless it `may_be_empty`, or one not named in UTF-8."""
         self.path = path
-        files = (item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES and item.is_file())
-        self.files = sorted(item.relative_to(path).as_posix() for item in files)
-        if not self.files:
+        self.files: list[str] = []
+        self.others = Counter[str]()
+        """Number of files that are not taken for images, by suffix."""
+        for name in files_below(path):
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
+                self.files.append(name)
+            else:
+                self.others[suffix] += 1
+        self.files.sort()
+        if self.others:
+            told = ", ".join(f"{num} {suffix or 'without suffix'}" for suffix, num in sorted(self.others.items()))
+            logger.warning("%s: %d files are not taken for images: %s", path, self.others.total(), told)
+        if not self.files and not may_be_empty:
             kinds = ", ".join(sorted(SUFFIXES))
             raise InputError(f"{path} holds no images ({kinds}); put them there, a folder a label")
+        for name in self.files:
+            if not is_utf8(name):
+                raise InputError(f"{str(path / name)!r} is not named in UTF-8, which tables can't hold; rename it")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -78,7 +103,15 @@ class FolderSource:
         return folder if separator else None
 
     def fingerprint(self) -> str:
-        return digest(f"{file} {(self.path / file).stat().st_size}" for file in self.files)
+        return digest(f"{file} {_size(self.path / file)}" for file in self.files)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None for a link to nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 class ListSource:

@@ -1,10 +1,13 @@
 """Folders and file lists: what they list, what they say of themselves, and what bad ones say."""
 
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from dinov2.data.sources import FolderSource, ListSource
+from dinov2.data.decode import FORMATS
+from dinov2.data.sources import SUFFIXES, FolderSource, ListSource
 from dinov2.params import InputError
 
 
@@ -32,6 +35,41 @@ def test_folder_source_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None
     larger = FolderSource(tmp_path).fingerprint()
     (tmp_path / "2.jpg").write_bytes(b"two")
     assert len({first, larger, FolderSource(tmp_path).fingerprint()}) == 3
+
+
+def test_folder_source_follows_links_and_counts_what_it_does_not_take(tmp_path: Path) -> None:
+    for name in ("tree/a/1.avif", "tree/a/2.JFIF", "tree/a/3.heic", "tree/README", "elsewhere/4.ppm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "tree/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "tree/c.png").symlink_to(tmp_path / "nothing")
+    source = FolderSource(tmp_path / "tree")
+    assert [(source.id(i), source.label(i)) for i in range(len(source))] == [
+        ("a/1.avif", "a"), ("a/2.JFIF", "a"), ("b/4.ppm", "b"), ("c.png", None),
+    ]  # fmt: skip
+    assert source.others == {".heic": 1, "": 1}
+    with pytest.raises(OSError, match=r"c\.png"):
+        source.read(3)
+    source.fingerprint()
+
+
+def test_folder_source_takes_every_format_that_is_decoded(tmp_path: Path) -> None:
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    assert known - {".pfm"} == SUFFIXES  # floats of unknown range
+
+
+def test_folder_source_that_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    source = FolderSource(tmp_path, may_be_empty=True)
+    assert len(source) == 0
+    assert source.others == {".txt": 1}
+
+
+def test_folder_source_with_a_name_that_is_no_text_says_so(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jpg")).touch()
+    with pytest.raises(InputError, match="is not named in UTF-8"):
+        FolderSource(tmp_path)
 
 
 def listed(tmp_path: Path, text: str) -> ListSource:

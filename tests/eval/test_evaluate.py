@@ -17,6 +17,7 @@ from dinov2.params import InputError
 from tasks.evaluate import EvaluateParams, run
 
 PARAMS = EvaluateParams(
+    folder="",
     seed=0,
     batch_size=4,
     num_resamples=100,
@@ -114,3 +115,13 @@ def test_no_common_label_is_refused_with_what_to_do(images: Path) -> None:
     seeds, evaluation = images / "seeds", images / "evaluation"
     with pytest.raises(InputError, match="name its folders as those of the seeds"):
         run(PARAMS, model="baselines", backbone=images, seeds=seeds, evaluation=evaluation, out=images)
+
+
+def test_one_of_several_evaluation_sets_is_judged_on(images: Path) -> None:
+    whole, sets = images / "evaluation", images / "sets"
+    (sets / "others/green").mkdir(parents=True)
+    whole.rename(sets / "colours")
+    told = {"model": "baselines", "backbone": images, "seeds": images / "seeds", "evaluation": sets, "out": images}
+    assert run(PARAMS.model_copy(update={"folder": "colours"}), **told).num_kept == 6
+    with pytest.raises(InputError, match=r"sets/colors is not a folder; mend evaluate\.folder"):
+        run(PARAMS.model_copy(update={"folder": "colors"}), **told)

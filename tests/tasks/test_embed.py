@@ -107,7 +107,7 @@ def test_a_killed_worker_and_another_number_of_workers_change_no_byte(folder: Pa
 def test_a_list_that_was_cut_short_is_made_again(folder: Path) -> None:
     use_two_workers(folder)
     stopped = start(folder, "out")
-    while not list((folder / "work/embed").glob("*/listed/prepared")) and stopped.poll() is None:
+    while not list((folder / "work/embed").glob("*/listed/others.json")) and stopped.poll() is None:
         time.sleep(0.02)
     for process in [*psutil.Process(stopped.pid).children(recursive=True), psutil.Process(stopped.pid)]:
         process.kill()

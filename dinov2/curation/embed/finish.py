@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 
-from dinov2.curation.descriptors import EMBEDDED, store_block
+from dinov2.curation.descriptors import EMBEDDED, SetName, store_block
 from dinov2.curation.embed.embedder import load_block, load_moments, load_samples, one_thread, unit
 from dinov2.curation.embed.sets import Span
 from dinov2.curation.embed.thumbnail import Whitening, added, moments, whiten
@@ -166,9 +166,9 @@ class Gathered(NamedTuple):
     shards: list[str]
 
 
-def gather(spans: Sequence[Span], work: Path, out: Path) -> Gathered:
-    """Join the tables of a set's finished blocks below `out`."""
-    folder, name = work / "finished", spans[0].name
+def gather(name: SetName, spans: Sequence[Span], work: Path, out: Path) -> Gathered:
+    """Join the tables of a set's finished blocks, of which there may be none, below `out`."""
+    folder = work / "finished"
     num_kept = join_tables((span.file(folder, ".parquet") for span in spans), EMBEDDED, out / f"{name}.parquet")
     removed = (span.file(folder, ".removed.parquet") for span in spans)
     join_tables(removed, REMOVED, out / "removed" / f"{name}.parquet")

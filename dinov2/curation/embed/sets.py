@@ -4,8 +4,9 @@ The pool is a manifest. Seeds and evaluation images are folders, which are liste
 walking the folder again.
 """
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from dinov2.curation.descriptors import EMBEDDED, SetName
 from dinov2.data.sources import FolderSource
 from dinov2.params import InputError
-from dinov2.records import MANIFEST, write_table
+from dinov2.records import MANIFEST, write_json, write_table
 from dinov2.shards import ShardReader
 from dinov2.store import Store
 from dinov2.tables import distinct, open_table, read_rows
@@ -46,17 +47,20 @@ class Sets:
     evaluation: Path
     work: Path
     """A folder for the lists of seeds and evaluation images."""
+    may_be_empty: Collection[SetName]
+    """Sets that may have no image."""
 
     def prepare(self, store: Store) -> None:
         """List the folders and look for the shards, unless that was done; several processes may do so at once.
 
-        Raises InputError if a set is empty or a shard absent.
+        Raises InputError if a set is empty that must not be, or a shard absent.
         """
-        done = self.work / "prepared"
-        if done.exists() and all(self.table(name).exists() for name in NAMES):
+        if self._others.exists() and all(self.table(name).exists() for name in NAMES):
             return
+        num_others: dict[SetName, int] = {}
         for name in ("seeds", "evaluation"):
-            source = FolderSource(self.folder(name))
+            source = FolderSource(self.folder(name), may_be_empty=name in self.may_be_empty)
+            num_others[name] = source.others.total()
             unknown = dict.fromkeys(EMBEDDED.names)
             rows = ({**unknown, "path": source.id(i), "label": source.label(i)} for i in range(len(source)))
             temporary = self.work / f"{name}.{os.getpid()}.tmp"
@@ -65,7 +69,17 @@ class Sets:
         if not self.size("pool"):
             raise InputError(f"{self.manifest} has no image; lower the thresholds of filter, or crawl other pages")
         store.check(distinct(self.manifest, MANIFEST, "shard"), needed_by=self.manifest)
-        done.touch()
+        temporary = self.work / f"{self._others.name}.{os.getpid()}"
+        write_json(temporary, num_others)
+        temporary.replace(self._others)  # last of all: it marks that all is listed
+
+    def num_others(self, name: SetName) -> int:
+        """Files of a folder that are not taken for images."""
+        return json.loads(self._others.read_text())[name]
+
+    @property
+    def _others(self) -> Path:
+        return self.work / "others.json"
 
     def table(self, name: SetName) -> Path:
         """The rows of a set."""

@@ -35,7 +35,7 @@ from tasks.fan_out import make_parts
 
 THUMBNAIL = ThumbnailParams(kind="thumbnail", size_px=8, dims=24, shrinkage=0.1)
 OURS = OursParams(kind="ours", precision="fp32")
-PARAMS = EmbedParams(semantic=OURS, copy_descriptor=THUMBNAIL, block_rows=7, batch_size=3, shard_mb=1)
+PARAMS = EmbedParams(semantic=OURS, copy_descriptor=THUMBNAIL, block_rows=7, batch_size=3, shard_mb=1, may_be_empty=())
 TABLES = (
     "embeddings.json", "blobs.json", "pool.parquet", "seeds.parquet", "evaluation.parquet", "removed/pool.parquet",
     "removed/seeds.parquet",
