@@ -105,9 +105,9 @@ def look(part: int, params: DedupParams, *, filter: Path, embed: Path, work: Pat
     rows, start = _rows(embed, store), part * params.block_rows
     block, products = rows.read(start, start + params.block_rows), engine(params.device, params.precision)
     thresholds = np.array([one.min_cosine for one in params.evaluation_sets.values()])
-    own = thresholds[set_of_each(embed, _folders(params))]
+    homes = set_of_each(embed, _folders(params))
     held_out = open_rows(embed, ["evaluation"], "copy", store)
-    contacts = contacts_of(block, held_out, own, products, at_once=params.block_rows)
+    contacts = contacts_of(block, held_out, thresholds[homes], homes, products, at_once=params.block_rows)
     save_pairs(work / "contacts" / f"{part:06d}.npy", contacts, first=start)
     chosen = _sampled(params, rows)
     pairs = pairs_above(rows.take(chosen), block, params.min_cosine, EXACT, products)

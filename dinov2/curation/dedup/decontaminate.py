@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from dinov2.curation.dedup.join import EXACT, Pairs, merged, pairs_above
+from dinov2.curation.dedup.join import EXACT, Pairs, merged, tiles_of_pairs
 from dinov2.curation.dedup.products import Engine
 from dinov2.curation.descriptors import Rows
 from dinov2.params import InputError
 from dinov2.tables import read_batches
 
+FEW = 2**18  # pairs that are not worth a sort
 PLACE = pa.schema([("id", pa.string()), ("path", pa.string())])
 
 
@@ -50,15 +51,18 @@ def contacts_of(
     block: Float[np.ndarray, "n d"],
     held_out: Rows,
     min_cosine: Float[np.ndarray, " m"],
+    sets: Int[np.ndarray, " m"],
     products: Engine,
     *,
     at_once: int,
 ) -> Pairs:
-    """Pairs (row of `block`, evaluation image) at or above the image's own threshold; `at_once` evaluation rows a time.
+    """For each row of `block` and each set the most similar evaluation image at or above the set's threshold.
 
+    Given are each evaluation image's threshold and the number of its set; `at_once` of them are compared at a time.
+    Memory is that of rows times sets, however many images are near. Of equals the first is taken.
     Raises InputError if an evaluation image has no valid descriptor, as its copies would stay.
     """
-    found = []
+    best, more, num_more = merged([]), [], 0
     for start in range(0, len(held_out), at_once):
         others = held_out.read(start, start + at_once)
         if not others.any(axis=1).all():
@@ -68,7 +72,21 @@ def contacts_of(
                 "remove that image from the evaluation folder, or run embed again"
             )
         thresholds = min_cosine[start : start + at_once].astype(np.float32)
-        pairs = pairs_above(block, others, float(thresholds.min()), EXACT, products)
-        near = pairs.cosine >= thresholds[pairs.second]
-        found.append(Pairs(pairs.first[near], pairs.second[near] + start, pairs.cosine[near]))
-    return merged(found)
+        for pairs in tiles_of_pairs(block, others, float(thresholds.min()), EXACT, products):
+            near = pairs.cosine >= thresholds[pairs.second]
+            more.append(Pairs(pairs.first[near], pairs.second[near] + start, pairs.cosine[near]))
+            num_more += len(more[-1].first)
+            if num_more > max(len(best.first), FEW):
+                best, more, num_more = _best([best, *more], sets), [], 0
+    return merged([_best([best, *more], sets)])
+
+
+def _best(parts: list[Pairs], sets: Int[np.ndarray, " m"]) -> Pairs:
+    """Of each row and set the pair of highest cosine."""
+    first, second, cosine = (np.concatenate(column) for column in zip(*parts, strict=True))
+    home = sets[second]
+    order = np.lexsort((second, -cosine, home, first))
+    first, second, cosine, home = first[order], second[order], cosine[order], home[order]
+    new = np.ones(len(first), bool)
+    new[1:] = (first[1:] != first[:-1]) | (home[1:] != home[:-1])
+    return Pairs(first[new], second[new], cosine[new])

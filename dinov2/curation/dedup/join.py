@@ -57,9 +57,8 @@ def pairs_above(
 
     Raises InputError if there are more than memory should hold.
     """
-    candidates = _candidates(left, right, min_cosine, screen, products)
     found, num_pairs = [], 0
-    for pairs in _checked(left, left if right is None else right, candidates, min_cosine):
+    for pairs in tiles_of_pairs(left, right, min_cosine, screen, products):
         found.append(pairs)
         num_pairs += len(pairs.first)
         if num_pairs > MAX_PAIRS:
@@ -69,6 +68,18 @@ def pairs_above(
                 "out, or lower dedup.block_rows"
             )
     return merged(found)
+
+
+def tiles_of_pairs(
+    left: Float[np.ndarray, "n d"],
+    right: Float[np.ndarray, "m d"] | None,
+    min_cosine: float,
+    screen: Screen,
+    products: Engine,
+) -> Iterator[Pairs]:
+    """The pairs of `pairs_above`, those of a tile at a time."""
+    candidates = _candidates(left, right, min_cosine, screen, products)
+    return _checked(left, left if right is None else right, candidates, min_cosine)
 
 
 def _checked(
