@@ -20,7 +20,7 @@ from dinov2.records import Summary, write_json
 from tasks.fan_out import Phase
 from tasks.stage import main
 
-VERSION = 2
+VERSION = 3
 
 
 def count_parts(params: CrawlParams, *, crawl: Path, work: Path) -> int:

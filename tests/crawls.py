@@ -30,6 +30,8 @@ class Answer(NamedTuple):
     status: str = "200 OK"
     headers: Sequence[tuple[str, str]] = ()
     kind: str = "response"
+    about: Sequence[tuple[str, str]] = ()
+    """Headers of the WARC record."""
 
 
 class Crawled(NamedTuple):
@@ -61,7 +63,8 @@ def _record(answer: Answer, *, is_gzip: bool) -> bytes:
     if answer.kind == "response":
         headers = "".join(f"{name}: {value}\r\n" for name, value in [("Content-Type", mime), *answer.headers])
         content, mime = f"HTTP/1.1 {answer.status}\r\n{headers}\r\n".encode() + content, "application/http"
-    head = f"WARC/1.0\r\nWARC-Type: {answer.kind}\r\nWARC-Target-URI: {answer.url}\r\nContent-Type: {mime}\r\n"
+    about = [("WARC-Type", answer.kind), ("WARC-Target-URI", answer.url), ("Content-Type", mime), *answer.about]
+    head = "WARC/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in about)
     data = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content + b"\r\n\r\n"
     return gzip.compress(data, mtime=0) if is_gzip else data
 

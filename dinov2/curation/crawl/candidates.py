@@ -34,6 +34,7 @@ from dinov2.curation.crawl.urls import (
 )
 from dinov2.curation.crawl.warc import XML_TYPES, DamagedWarcError, WarcEntry, read_entries, read_metadata
 from dinov2.curation.crawl.wat import read_wat_record
+from dinov2.files import files_below, is_utf8
 from dinov2.params import InputError, Params
 from dinov2.progress import logged
 from dinov2.tables import TableWriter
@@ -59,7 +60,7 @@ CANDIDATES = pa.schema(
 ANSWERS = pa.schema(
     [
         ("url", pa.string()),
-        ("warc", pa.string()),
+        ("warc", pa.string()),  # null: the crawl does not hold it whole, only what its headers say
         ("offset", pa.int64()),
         ("is_body", pa.bool_()),  # false: a lasting refusal
         ("opt_out", pa.string()),  # by the answer's headers; null for most
@@ -97,8 +98,8 @@ def file_groups(crawl: Path, *, part_mb: int) -> list[list[str]]:
     groups: list[list[str]] = []
     room = 0.0
     for path in list_files(crawl):
-        name, size = path.relative_to(crawl).as_posix(), path.stat().st_size
-        if name.lower().endswith(WARC_SUFFIXES) and not _is_unicode(name):
+        name, size = path.relative_to(crawl).as_posix(), path.stat().st_size if path.exists() else 0
+        if name.lower().endswith(WARC_SUFFIXES) and not is_utf8(name):
             raise InputError(f"{str(path)!r} is not named in UTF-8, which records can't hold; rename it")
         if not groups or size > room:
             groups.append([])
@@ -114,19 +115,11 @@ def list_files(crawl: Path) -> list[Path]:
         what = "is not a folder" if crawl.exists() else "does not exist"
         raise InputError(f"the crawl {crawl} {what}; set inputs.crawl to a folder of WARC or HTML files")
     suffixes = WARC_SUFFIXES + WAT_SUFFIXES + HTML_SUFFIXES + SITEMAP_SUFFIXES + LIST_SUFFIXES
-    files = [path for path in crawl.rglob("*") if path.name.lower().endswith(suffixes) and path.is_file()]
+    files = sorted(name for name in files_below(crawl) if name.lower().endswith(suffixes))
     if not files:
         names = ", ".join(f"*{suffix}" for suffix in suffixes)
         raise InputError(f"the crawl {crawl} holds no file named {names}; put pages there")
-    return sorted(files, key=lambda path: path.relative_to(crawl).as_posix())
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # Python keeps bytes that are no UTF-8 as halves of characters
-        return False
-    return True
+    return [crawl / name for name in files]
 
 
 def read_part(files: list[str], params: CrawlParams, *, crawl: Path, out: Path) -> None:
@@ -151,7 +144,7 @@ class _Part:
         self._params = params
         self._crawl = crawl
         self._folder = folder
-        self._domains = refused_domains(params.refused_domains, params.refused_domain_files)
+        self._domains = refused_domains(params.refused_domains, params.refused_domain_files, stage="crawl")
         self._max_page_bytes = int(params.max_page_mb * 1e6)
         self._num_images = 0
         self._counts: Counter[str] = Counter()
@@ -200,6 +193,10 @@ class _Part:
         if entry.settles:
             row = {"warc": name, "offset": entry.offset, "is_body": entry.status == 200, "opt_out": rule}
             self._answers.add({"url": url, **row})
+        elif entry.status == 200 and rule:  # the server must be asked again, but what it said of the image holds
+            self._answers.add({"url": url, "warc": None, "offset": None, "is_body": False, "opt_out": rule})
+        self._counts["cut_answers"] += entry.status == 200 and entry.is_cut
+        self._counts["undecoded_answers"] += entry.status == 200 and entry.is_encoded
         if path_and_query(url) in (ROBOTS_PATH, TDMREP_PATH):
             self._sites.add({"url": url, "status": entry.status, "body": entry.body})
         elif entry.body is not None and entry.mime in XML_TYPES:

@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -20,21 +21,26 @@ class DomainFile(Params):
     """Of the file, in hexadecimal (sha256sum prints it)."""
 
 
-def refused_domains(listed: list[str], files: list[DomainFile]) -> frozenset[str]:
-    """All domains that are listed or stand in a file, in their one spelling.
+def refused_domains(listed: list[str], files: list[DomainFile], *, stage: str) -> frozenset[str]:
+    """All domains that are listed or stand in a file, in their one spelling, as the params of a stage have them.
 
     Raises InputError if one is none, or a file is absent or another one than the params say.
     """
-    found = {_domain(domain, "crawl.refused_domains") for domain in listed}
+    return _refused_domains(tuple(listed), tuple(files), stage)
+
+
+@lru_cache(maxsize=2)  # a worker reads many parts, and a list has millions of lines
+def _refused_domains(listed: tuple[str, ...], files: tuple[DomainFile, ...], stage: str) -> frozenset[str]:
+    found = {_domain(domain, f"{stage}.refused_domains") for domain in listed}
     for file in files:
         path = Path(file.path)
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise InputError(f"{path} can't be read ({error.strerror}); mend crawl.refused_domain_files") from error
+            raise InputError(f"{path} can't be read ({error.strerror}); mend {stage}.refused_domain_files") from error
         digest = hashlib.sha256(data).hexdigest()
         if digest != file.sha256:
-            do = "check the file and mend crawl.refused_domain_files"
+            do = f"check the file and mend {stage}.refused_domain_files"
             raise InputError(f"{path} has sha256 {digest}, not {file.sha256}; {do}")
         for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
             words = line.partition("#")[0].split()

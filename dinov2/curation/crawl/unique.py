@@ -137,7 +137,7 @@ def _find_answers(parts: Iterable[Path], kept: dict[bytes, tuple[str, int] | Non
     for part in parts:
         for row in iter_rows(part / "answers.parquet", ANSWERS):
             key = _digest(row["url"])
-            if key in kept and kept[key] is None:
+            if row["warc"] is not None and key in kept and kept[key] is None:
                 place = (intern(row["warc"]), row["offset"])
                 if row["is_body"]:
                     kept[key] = place

@@ -1,9 +1,9 @@
 """URLs of images: made absolute, brought to one spelling, and refused where they must not be followed.
 
 One image has one spelling here: lower-case scheme and host, no default port, no fragment, no dot segments, everything
-outside ASCII percent-encoded. So "kept once" means what it says. A `file` URL is rooted at the crawl folder
-(`file:///pages/a.html` is `<crawl>/pages/a.html`): the records then do not depend on where that folder lies, and no
-page can point outside it.
+outside ASCII percent-encoded, in capitals, and nothing else that need not be. So "kept once" means what it says. A
+`file` URL is rooted at the crawl folder (`file:///pages/a.html` is `<crawl>/pages/a.html`): the records then do not
+depend on where that folder lies, and no page can point outside it.
 """
 
 import base64
@@ -17,6 +17,8 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 MAX_URL_CHARS = 8192  # longer ones are refused: most servers stop there (RFC 9110 asks for at least 8000)
 SHOWN_CHARS = 200  # what of a refused URL is kept in the tables: a data: URI can be megabytes
 DEFAULT_PORTS = {"http": 80, "https": 443}
+_ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
+_LONE_PERCENT = re.compile(r"%(?![0-9a-fA-F]{2})")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _MIME = re.compile(r"[a-z0-9!#$&^_.+-]{1,127}/[a-z0-9!#$&^_.+-]{1,127}")
 _SRCSET_ITEM = re.compile(r"[\s,]*+(\S++)")
@@ -66,8 +68,9 @@ def canonical(url: str) -> str:
         raise UrlRefusedError("malformed_url") from error
     if parts.scheme not in ("http", "https", "file"):
         raise UrlRefusedError("refused_scheme")
-    path = _without_dots(quote(parts.path, safe="/%:@!$&'()*+,;=~", errors="replace")) or "/"
-    query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?[]", errors="replace") if parts.query else ""
+    path = _without_dots(_unescaped(quote(parts.path, safe="/%:@!$&'()*+,;=~", errors="replace"))) or "/"
+    query = _unescaped(quote(parts.query, safe="/%:@!$&'()*+,;=~?[]", errors="replace"))
+    query = f"?{query}" if query else ""
     if parts.scheme == "file":
         if host or port or ".." in unquote(path).split("/"):
             raise UrlRefusedError("malformed_url")
@@ -78,6 +81,19 @@ def canonical(url: str) -> str:
     if port is not None and port != DEFAULT_PORTS[parts.scheme]:
         netloc += f":{port}"
     return f"{parts.scheme}://{netloc}{path}{query}"
+
+
+def _unescaped(text: str) -> str:
+    """`text` with capitals in its escapes and without those that mean the same as their character (RFC 3986 6.2.2).
+
+    One in which a lone `%` stands is left as it is: what its escapes are is not certain.
+    """
+    return text if _LONE_PERCENT.search(text) else _ESCAPE.sub(_spelled, text)
+
+
+def _spelled(escape: re.Match[str]) -> str:
+    character = chr(int(escape.group(1), 16))
+    return character if character.isascii() and (character.isalnum() or character in "-._~") else escape.group().upper()
 
 
 def _without_dots(path: str) -> str:

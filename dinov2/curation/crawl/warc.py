@@ -30,7 +30,7 @@ class DamagedWarcError(Exception):
 
 
 class WarcEntry(NamedTuple):
-    """One complete answer; its body only where it may tell of images or of opt-outs, its charset only with a body."""
+    """One answer; its body only where it may tell of images or of opt-outs, its charset only with a body."""
 
     url: str
     """As written in the file."""
@@ -41,11 +41,17 @@ class WarcEntry(NamedTuple):
     headers: list[tuple[str, str]]
     body: bytes | None
     charset: str | None
+    is_cut: bool
+    """Whether who wrote the file cut the body short, and says so (WARC-Truncated)."""
+    is_encoded: bool
+    """Whether its Content-Encoding is one that is not decoded here; it then has no body."""
 
     @property
     def settles(self) -> bool:
         """Whether asking the server again would be of no use: a body, or a lasting refusal."""
-        return self.status == 200 or (400 <= self.status < 500 and self.status != 429)
+        if self.status == 200:
+            return not self.is_cut and not self.is_encoded
+        return 400 <= self.status < 500 and self.status != 429
 
 
 def read_entries(path: Path, *, max_page_bytes: int) -> Iterator[WarcEntry]:
@@ -59,10 +65,13 @@ def read_entries(path: Path, *, max_page_bytes: int) -> Iterator[WarcEntry]:
         if not status:
             return None
         mime = _content_type(record).partition(";")[0].strip()
-        limit = _max_bytes(url, mime, max_page_bytes) if status == 200 else 0
+        is_encoded = _is_encoded(record)
+        limit = _max_bytes(url, mime, max_page_bytes) if status == 200 and not is_encoded else 0
         body = record.content_stream().read(limit + 1) if limit else None
         headers = record.http_headers.headers if record.http_headers else []
-        return WarcEntry(url, offset, status, mime, headers, body, _charset(record) if limit else None)
+        is_cut = record.rec_headers.get_header("WARC-Truncated") is not None
+        charset = _charset(record) if limit else None
+        return WarcEntry(url, offset, status, mime, headers, body, charset, is_cut, is_encoded)
 
     return _read_all(path, read)
 
@@ -145,6 +154,14 @@ def _max_bytes(url: str, mime: str, max_page_bytes: int) -> int:
 def _content_type(record: "ArcWarcRecord") -> str:
     headers = record.http_headers or record.rec_headers
     return (headers.get_header("Content-Type") or "").strip().lower()
+
+
+def _is_encoded(record: "ArcWarcRecord") -> bool:
+    """Whether the body can't be decoded: it is read as it is then."""
+    from warcio.bufferedreaders import BufferedReader
+
+    encoding = (record.http_headers.get_header("Content-Encoding") or "") if record.http_headers else ""
+    return encoding.strip().lower() not in ("", "identity", *BufferedReader.get_supported_decompressors())
 
 
 def _charset(record: "ArcWarcRecord") -> str | None:

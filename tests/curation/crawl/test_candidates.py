@@ -193,16 +193,17 @@ def test_refused_domains_come_from_files_too(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     file = DomainFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     domains = {"ads.example", "more.example", "localhost", "plain.example", "w.example", "xn--bcher-kva.example"}
-    assert refused_domains([".Bücher.example."], [file]) == domains
+    assert refused_domains([".Bücher.example."], [file], stage="crawl") == domains
     result = crawl_page(tmp_path, '<img src="//a.ads.example/x"><img src="y">', refused_domain_files=[file])
     assert result.reasons == ["refused_domain"]
     with pytest.raises(InputError, match=r"sha256 .* check the file"):
-        refused_domains([], [DomainFile(path=str(path), sha256="0" * 64)])
+        refused_domains([], [DomainFile(path=str(path), sha256="0" * 64)], stage="crawl")
     with pytest.raises(InputError, match=r"nowhere can't be read"):
-        refused_domains([], [DomainFile(path="nowhere", sha256="0" * 64)])
+        refused_domains([], [DomainFile(path="nowhere", sha256="0" * 64)], stage="crawl")
     path.write_text("a.example\nno domain/at all\n")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(InputError, match=r"line 2 of .* has 'domain/at', which is no domain"):
-        refused_domains([], [DomainFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())])
+        refused_domains([], [DomainFile(path=str(path), sha256=digest)], stage="crawl")
 
 
 def test_parts_change_nothing(tmp_path: Path) -> None:
@@ -278,3 +279,14 @@ def test_file_that_is_no_crawl_is_an_input_error(tmp_path: Path) -> None:
         file_groups(tmp_path / "absent", part_mb=1)
     with pytest.raises(InputError, match="holds no file"):
         file_groups(tmp_path, part_mb=1)
+
+
+def test_files_behind_links_are_read_and_links_to_nowhere_are_damage(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.html").write_text('<img src="x.jpg">')
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "crawl/gone.html").symlink_to(tmp_path / "nothing")
+    result = crawl(tmp_path / "crawl")
+    assert result.urls == ["file:///linked/x.jpg"]
+    assert result.metrics["damaged_files"] == 1

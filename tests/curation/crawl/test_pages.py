@@ -27,6 +27,13 @@ def references(text: str) -> list[list[str]]:
         ('<img src="data:image/gif;base64,R0" data-src="/lazy.jpg">', [["/lazy.jpg", "data:image/gif;base64,R0"]]),
         ('<img data-original=big.jpg src=blank.gif data-srcset="x 9w">', [["x", "big.jpg", "blank.gif"]]),
         ("<img data-src=17 src=a>", [["a"]]),  # a number for a script
+        ("<img data-src=//x/a_{width}.jpg src=a>", [["a", "//x/a_{width}.jpg"]]),
+        ('<img srcset="%7Bw%7D.jpg 2x, b.jpg" data-src="/<%= x %>" src="{{ y }}">',
+         [["b.jpg", "%7Bw%7D.jpg", "/<%= x %>", "{{ y }}"]]),
+        ("<img data-src=a.jpg src='data:image/svg+xml,{}'>", [["a.jpg", "data:image/svg+xml,{}"]]),
+        ('<picture><source type="image/jxl" srcset="j 9x"><source type="IMAGE/avif; q=1" srcset="v 2x">'
+         "<source srcset=w><img src=a></picture><img src=b>", [["v", "w", "a", "j"], ["b"]]),
+        ("<picture><source type=video/mp4 srcset=m></picture><img src=a>", [["a"]]),
         ("<noscript><img src=a></noscript>", [["a"]]),
         ("<template><img src=no><template></template><img src=no></template><img src=a>", [["a"]]),
         ("<!-- <img src=no> --><script>'<img src=no>'</script><title><img src=no></title><img src=a>", [["a"]]),

@@ -31,6 +31,10 @@ PAGE = "http://site.example/dir/page.html"
         ("https://h.example/a/../b?q=ä", "https://h.example/b?q=%C3%A4"),
         ("http://bücher.example/ü.jpg", "http://xn--bcher-kva.example/%C3%BC.jpg"),
         ("http://[::1]:8080/a", "http://[::1]:8080/a"),
+        ("/%7ejoe/%c3%a4%2d%41%5f.jpg?a=%7e%2f", "http://site.example/~joe/%C3%A4-A_.jpg?a=~%2F"),
+        ("/a/%2e%2E/b%2fc%25%37e.jpg", "http://site.example/b%2Fc%257e.jpg"),
+        ("/100%/%7e.jpg", "http://site.example/100%/%7e.jpg"),  # whether %/% is one escape or none is not certain
+        ("/%%37e", "http://site.example/%%37e"),
     ],
 )
 def test_resolve_gives_one_spelling(reference: str, expected: str) -> None:
@@ -88,7 +92,8 @@ def test_file_urls_stay_inside_the_crawl() -> None:
     assert resolve("../../../etc/passwd", "file:///pages/a.html") == "file:///etc/passwd"  # rooted at the crawl
     assert resolve("//////", "file:///b/c.html") == resolve("file:///", "file:///b/c.html")  # found by fuzzing
     assert resolve("//////http:", "file:///b/c.html") == "file:///http:"
-    for reference in ("%2e%2e/secret", "file://host/share"):
+    assert resolve("%2e%2e/%2e%2e/secret", "file:///b/c.html") == "file:///secret"
+    for reference in ("%2e%2e/secret%", "file://host/share"):
         with pytest.raises(UrlRefusedError, match="malformed_url"):
             resolve(reference, "file:///pages/a.html")
 
