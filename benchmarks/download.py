@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dinov2.curation.crawl.domains import REFUSED_DOMAINS, write_domains
 from dinov2.curation.download.images import DownloadParams
 from dinov2.params import load_section
 from dinov2.records import IMAGE_RECORDS, write_table
@@ -117,6 +118,7 @@ def make_records(source: str, num_images: int, folder: Path, port: int) -> None:
             for url, offset in zip(urls, offsets, strict=True)
         ]
     write_table(folder / "records.parquet", IMAGE_RECORDS, rows)
+    write_domains(folder / REFUSED_DOMAINS, frozenset())
 
 
 def lone(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,6 +3,7 @@
 In:    a folder, at any depth, of WARC and WAT files (*.warc, *.warc.gz, *.wat, *.wat.gz), pages (*.html), sitemaps
        (*.xml, *.xml.gz) and lists of image URLs, one a line (*urls.txt, *urls.txt.gz)
 Out:   out/records.parquet    IMAGE_RECORDS: URL, page, alternative text, and where the crawl holds the answer
+       out/refused_domains.txt  all of the params and their files, for redirects
        out/removed.parquet    REMOVED: every other reference of an <img> with its reason; id is null
 Run:   python -m tasks.crawl --crawl inputs/demo/crawl --out data/crawl
 Parts: groups of `part_mb` of files, read by any number of workers; then one job keeps each URL once
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 from dinov2.curation.crawl.candidates import CrawlParams, file_groups, read_part
+from dinov2.curation.crawl.domains import REFUSED_DOMAINS, refused_domains, write_domains
 from dinov2.curation.crawl.unique import keep_once
 from dinov2.params import InputError
 from dinov2.records import Summary, write_json
@@ -40,6 +42,7 @@ def run(params: CrawlParams, *, crawl: Path, out: Path, work: Path) -> Summary:
     """Write the records of all images that the parts found."""
     parts = [_folder(work, part) for part in range(count_parts(params, crawl=crawl, work=work))]
     counts = keep_once(parts, params, out=out, work=work)
+    write_domains(out / REFUSED_DOMAINS, refused_domains(params.refused_domains, params.refused_domain_files))
     num_removed = sum(counts.dropped.values())
     if not counts.num_kept:
         raise InputError(

@@ -1,6 +1,6 @@
 """Bring the images of the records into shards; equal bytes are stored once.
 
-In:    records.parquet of crawl, and the crawled folder itself, for the answers that its WARC files hold
+In:    records.parquet and refused_domains.txt of crawl, and the crawled folder, for answers that its WARC files hold
 Out:   out/manifest.parquet    MANIFEST: id, shard, offset, length, mime, URL; width and height are null until filter
        out/removed.parquet     REMOVED: every record without an image of its own, with its reason
        out/blobs.json          the shards and their sizes; they lie in the store
@@ -23,7 +23,7 @@ from dinov2.store import Store
 from tasks.fan_out import MADE, Phase
 from tasks.stage import main
 
-VERSION = 2
+VERSION = 3
 
 
 def count_blocks(params: DownloadParams, *, crawl_records: Path) -> int:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dinov2.curation.crawl.domains import REFUSED_DOMAINS, write_domains
 from dinov2.curation.download.images import DownloadParams
 from dinov2.records import IMAGE_RECORDS, MANIFEST, REMOVED, Summary, read_table, write_table
 from dinov2.store import Store, StoreParams
@@ -33,6 +34,7 @@ PARAMS: dict[str, Any] = {
         "max_attempts": 2,
         "backoff_s": 0.01,
         "max_pause_s": 2.0,
+        "max_wait_s": 5.0,
         "give_up_after": 20,
         "seed": 0,
     },
@@ -76,6 +78,7 @@ def store_in(folder: Path) -> Store:
 def run_stage(folder: Path, params: DownloadParams, *, num_workers: int = 1) -> Summary:
     """All phases and the gathering, over `folder/records.parquet`; the last worker first."""
     inputs = {"crawl_records": folder, "crawl": folder / "crawl", "work": folder / "work", "store": store_in(folder)}
+    write_domains(folder / REFUSED_DOMAINS, frozenset({"refused.example"}))
     for phase in download.PHASES:
         for worker in reversed(range(num_workers)):
             make_parts(phase, {"params": params, **inputs}, first=worker, of=num_workers)

@@ -46,7 +46,7 @@ def test_outputs_of_a_tiny_crawl(tmp_path: Path) -> None:
         ],
     )
     found = ([dict(row) for row in records], [(row["url"], row["reason"]) for row in removed])
-    assert (crawl.VERSION, *found) == (2, *pinned)
+    assert (crawl.VERSION, *found) == (3, *pinned)
     assert summary.num_in == summary.num_kept + sum(summary.dropped.values()) == 8
 
 

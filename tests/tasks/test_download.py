@@ -43,7 +43,7 @@ def test_outputs_of_a_tiny_crawl(tmp_path: Path) -> None:
         [(row["url"], row["reason"]) for row in result.removed],
         result.rows[0]["shard"][:32],
     )
-    assert (download.VERSION, *found) == (2, *pinned)
+    assert (download.VERSION, *found) == (3, *pinned)
     assert list(json.loads((tmp_path / "out/blobs.json").read_text())) == [result.rows[0]["shard"]]
 
 

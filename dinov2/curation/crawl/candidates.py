@@ -144,7 +144,7 @@ class _Part:
         self._params = params
         self._crawl = crawl
         self._folder = folder
-        self._domains = refused_domains(params.refused_domains, params.refused_domain_files, stage="crawl")
+        self._domains = refused_domains(params.refused_domains, params.refused_domain_files)
         self._max_page_bytes = int(params.max_page_mb * 1e6)
         self._num_images = 0
         self._counts: Counter[str] = Counter()

@@ -11,6 +11,8 @@ from pydantic import Field
 from dinov2.curation.crawl.urls import UrlRefusedError, canonical_host
 from dinov2.params import InputError, Params
 
+REFUSED_DOMAINS = "refused_domains.txt"  # beside the records of a crawl
+
 
 class DomainFile(Params):
     """A file of domains, pinned by its content: another list is another run."""
@@ -21,26 +23,26 @@ class DomainFile(Params):
     """Of the file, in hexadecimal (sha256sum prints it)."""
 
 
-def refused_domains(listed: list[str], files: list[DomainFile], *, stage: str) -> frozenset[str]:
-    """All domains that are listed or stand in a file, in their one spelling, as the params of a stage have them.
+def refused_domains(listed: list[str], files: list[DomainFile]) -> frozenset[str]:
+    """All domains that are listed or stand in a file, in their one spelling.
 
     Raises InputError if one is none, or a file is absent or another one than the params say.
     """
-    return _refused_domains(tuple(listed), tuple(files), stage)
+    return _refused_domains(tuple(listed), tuple(files))
 
 
 @lru_cache(maxsize=2)  # a worker reads many parts, and a list has millions of lines
-def _refused_domains(listed: tuple[str, ...], files: tuple[DomainFile, ...], stage: str) -> frozenset[str]:
-    found = {_domain(domain, f"{stage}.refused_domains") for domain in listed}
+def _refused_domains(listed: tuple[str, ...], files: tuple[DomainFile, ...]) -> frozenset[str]:
+    found = {_domain(domain, "crawl.refused_domains") for domain in listed}
     for file in files:
         path = Path(file.path)
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise InputError(f"{path} can't be read ({error.strerror}); mend {stage}.refused_domain_files") from error
+            raise InputError(f"{path} can't be read ({error.strerror}); mend crawl.refused_domain_files") from error
         digest = hashlib.sha256(data).hexdigest()
         if digest != file.sha256:
-            do = f"check the file and mend {stage}.refused_domain_files"
+            do = "check the file and mend crawl.refused_domain_files"
             raise InputError(f"{path} has sha256 {digest}, not {file.sha256}; {do}")
         for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
             words = line.partition("#")[0].split()
@@ -48,6 +50,20 @@ def _refused_domains(listed: tuple[str, ...], files: tuple[DomainFile, ...], sta
                 del words[0]
             found |= {_domain(word, f"line {number} of {path}") for word in words}
     return frozenset(found)
+
+
+def write_domains(path: Path, domains: frozenset[str]) -> None:
+    """Write refused domains, a line each, for the download, which is led to others by redirects."""
+    path.write_text("".join(f"{domain}\n" for domain in sorted(domains)))
+
+
+@lru_cache(maxsize=1)
+def read_domains(path: Path) -> frozenset[str]:
+    """What `write_domains` wrote; raises InputError if it is not there."""
+    try:
+        return frozenset(path.read_text().splitlines())
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); run crawl again") from error
 
 
 def _domain(text: str, where: str) -> str:

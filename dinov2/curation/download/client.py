@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache
@@ -14,7 +14,7 @@ import httpcore
 
 from dinov2.curation.download.addresses import GuardedBackend
 from dinov2.curation.download.answer import Answer, HttpParams, PassingError, ask
-from dinov2.curation.download.politeness import Host, PolitenessParams, pause_s
+from dinov2.curation.download.politeness import Host, PolitenessParams, Waits, pause_s
 
 KEEP_ALIVE_S = 30.0
 
@@ -37,18 +37,22 @@ class Client:
     Every host has a pool of connections of its own: httpcore looks at all of a pool's for each request.
     """
 
-    def __init__(self, http: HttpParams, politeness: PolitenessParams, folder: Path) -> None:
+    def __init__(self, http: HttpParams, politeness: PolitenessParams, waits: Waits, folder: Path) -> None:
         self.http = http
         self.politeness = politeness
         self._folder = folder
-        self._hosts: defaultdict[str, Host] = defaultdict(lambda: Host(politeness))
+        self._waits = waits
+        self._hosts: dict[str, Host] = {}
         self._backend = GuardedBackend(allow_private=http.allow_private_addresses)
         self._pools: dict[str, httpcore.AsyncConnectionPool] = {}
         self._num_visitors: Counter[str] = Counter()
 
     def host(self, url: str) -> Host:
         """The host of a canonical URL."""
-        return self._hosts[host_of(url)]
+        name = host_of(url)
+        if name not in self._hosts:
+            self._hosts[name] = Host(self.politeness, self._waits.until(name))
+        return self._hosts[name]
 
     @asynccontextmanager
     async def visit(self, url: str) -> AsyncIterator[httpcore.AsyncConnectionPool]:
@@ -95,7 +99,7 @@ class Client:
                 num_failed += 1
                 asked_s = error.retry_after_s or 0.0
                 if asked_s > self.politeness.max_pause_s:
-                    self.host(url).give_up()
+                    self.host(url).leave(self._waits.add(host_of(url), asked_s))
                     raise
                 if num_failed >= self.politeness.max_attempts:
                     raise

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinov2.curation.crawl.optout import OptOutParams, headers_opt_out
+from dinov2.curation.crawl.urls import is_refused_domain
 from dinov2.curation.download.answer import REDIRECTS, HttpParams, NoImageError, PassingError
 from dinov2.curation.download.client import Client, host_of
 from dinov2.curation.download.fetch_log import Failure, FetchLog, Moved
-from dinov2.curation.download.politeness import PolitenessParams
+from dinov2.curation.download.politeness import PolitenessParams, Waits
 from dinov2.curation.download.site import Sites
 from dinov2.curation.sniff import sniff_mime
 from dinov2.progress import EVERY_S
@@ -50,33 +51,38 @@ class Limits(NamedTuple):
     http: HttpParams
     politeness: PolitenessParams
     opt_out: OptOutParams
+    refused_domains: frozenset[str]
     num_parts: int
     max_bytes: int
     max_pixels: int
 
 
-def fetch_all(wanted: list[Wanted], limits: Limits, log: FetchLog, *, part: int, folder: Path) -> None:
+def fetch_all(
+    wanted: list[Wanted], limits: Limits, log: FetchLog, waits: Waits, *, part: int, folder: Path
+) -> None:
     """Fetch every one of `wanted`, all of hosts of `part`, that `log` has no outcome of, and note its outcome.
 
     Reasons that may pass: `server_error`, `too_many_requests`, `timed_out`, `unreachable`, `broken_response`,
     `robots_unavailable`, `host_given_up`. Others: `bad_status`, `not_an_image`, `malformed_image`, `too_large`,
-    `too_many_pixels`, `too_slow`, `too_many_redirects`, `bad_redirect`, `private_address`, `content_encoding`,
-    `robots_txt`, `tdm_file`, and those of `headers_opt_out`. Large bodies lie in `folder` while they come.
+    `too_many_pixels`, `too_slow`, `too_many_redirects`, `bad_redirect`, `refused_domain` (of a redirect),
+    `private_address`, `content_encoding`, `robots_txt`, `tdm_file`, and those of `headers_opt_out`. Large bodies lie in
+    `folder` while they come.
     """
     missing = [image for image in wanted if image.position not in log.outcomes]
     if missing:
         logger.info("download: %d images to fetch over HTTP", len(missing))
-        asyncio.run(_Round(limits, log, part, folder, len(missing)).run(missing))
+        client = Client(limits.http, limits.politeness, waits, folder)
+        asyncio.run(_Round(limits, log, client, part, len(missing)).run(missing))
 
 
 class _Round:
     """One round over the hosts of one part."""
 
-    def __init__(self, limits: Limits, log: FetchLog, part: int, folder: Path, num_images: int) -> None:
+    def __init__(self, limits: Limits, log: FetchLog, client: Client, part: int, num_images: int) -> None:
         self._limits = limits
         self._log = log
         self._part = part
-        self._client = Client(limits.http, limits.politeness, folder)
+        self._client = client
         self._sites = Sites(self._client, limits.opt_out)
         self._num_images = num_images
         self._num_done = 0
@@ -87,12 +93,19 @@ class _Round:
         of_host: defaultdict[str, list[Wanted]] = defaultdict(list)
         for image in images:
             of_host[host_of(image.url)].append(image)
-        visits = iter(sorted(of_host.values(), key=len, reverse=True))  # the longest begin first
+        visits = iter(sorted(of_host.values(), key=self._turn))
         num_visitors = min(self._limits.politeness.max_hosts, len(of_host))
         await asyncio.gather(*(self._visit(visits) for _ in range(num_visitors)))
 
+    def _turn(self, images: list[Wanted]) -> tuple[float, int]:
+        """Order of the visits: hosts that asked to be left alone come last, and longer ones begin first."""
+        return self._client.host(images[0].url).left_for_s, -len(images)
+
     async def _visit(self, visits: Iterator[list[Wanted]]) -> None:
         for images in visits:
+            while 0 < (wait_s := self._client.host(images[0].url).left_for_s) <= self._limits.politeness.max_wait_s:
+                logger.info("download: %s is left alone for %.0f s, as it asked", host_of(images[0].url), wait_s)
+                await asyncio.sleep(wait_s)
             queue = iter(images)
             num_workers = min(self._limits.politeness.max_per_host, len(images))
             async with self._client.visit(images[0].url):
@@ -124,6 +137,8 @@ class _Round:
             url, num_redirects = location, num_redirects + 1
             if num_redirects > self._limits.http.max_redirects:
                 raise NoImageError("too_many_redirects")
+            if is_refused_domain(url, self._limits.refused_domains):
+                raise NoImageError("refused_domain")
             if host_part(host_of(url), self._limits.num_parts) != self._part:
                 self._log.add(image.position, Moved(url, num_redirects))
                 return

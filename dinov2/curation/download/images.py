@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
+from dinov2.curation.crawl.domains import REFUSED_DOMAINS, read_domains
 from dinov2.curation.crawl.optout import OptOutParams
 from dinov2.curation.crawl.urls import UrlRefusedError, canonical, decode_data_uri, local_path
 from dinov2.curation.crawl.warc import DamagedWarcError, read_answer
@@ -22,7 +23,7 @@ from dinov2.curation.download.client import host_of
 from dinov2.curation.download.exchange import give, take
 from dinov2.curation.download.fetch import Limits, Wanted, fetch_all, host_part
 from dinov2.curation.download.fetch_log import Body, Failure, FetchLog, Moved, judge
-from dinov2.curation.download.politeness import PolitenessParams
+from dinov2.curation.download.politeness import PolitenessParams, Waits
 from dinov2.params import InputError, Params
 from dinov2.records import IMAGE_RECORDS
 from dinov2.shards import MAX_PIXELS
@@ -107,12 +108,13 @@ def fetch_part(part: int, number: int, params: DownloadParams, *, records: Path,
     """
     givers = num_blocks(params, records) if number == 0 else params.num_parts
     wanted = [Wanted(*row) for row in take(_files(work / f"wanted-{number}", givers), part)]
+    domains = read_domains(records.with_name(REFUSED_DOMAINS))
     limits = Limits(
-        params.http, params.politeness, params.opt_out, params.num_parts, params.max_bytes, params.max_pixels
+        params.http, params.politeness, params.opt_out, domains, params.num_parts, params.max_bytes, params.max_pixels
     )
     folder = work / f"fetched-{number}" / f"{part:06d}"
     with FetchLog(folder) as log:
-        fetch_all(wanted, limits, log, part=part, folder=folder)
+        fetch_all(wanted, limits, log, Waits(work / "waits" / f"{part:06d}.txt"), part=part, folder=folder)
     is_last = number == NUM_ROUNDS - 1
     again: list[tuple[Any, ...]] = []
     found: list[tuple[Any, ...]] = []

@@ -6,10 +6,12 @@ draw from seed and URL, so that they are the same in every run.
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -33,7 +35,9 @@ class PolitenessParams(Params):
     backoff_s: Annotated[float, Field(ge=0)]
     """Mean pause before the second try; doubled before each further one."""
     max_pause_s: Annotated[float, Field(ge=0)]
-    """Longest pause; a host that asks for more by Retry-After is left until the next round."""
+    """Longest pause; a host that asks for more by Retry-After is left alone so long, its images for a later round."""
+    max_wait_s: Annotated[float, Field(ge=0)]
+    """Longest that a round waits for such a host; one that asks for more is not asked in that round."""
     give_up_after: Annotated[int, Field(gt=0)]
     """Images of one host that fail in a row, in a passing way, before the rest is left until the next round."""
     seed: Annotated[int, Field(ge=0)]
@@ -41,10 +45,12 @@ class PolitenessParams(Params):
 
 
 class Host:
-    """One host within a round: whose turn it is, when, and whether there is any use in asking."""
+    """One host: whose turn it is, when, and whether there is any use in asking."""
 
-    def __init__(self, params: PolitenessParams) -> None:
+    def __init__(self, params: PolitenessParams, left_until: float = 0.0) -> None:
+        """`left_until` (seconds since 1970) is when it may be asked again, if it said so."""
         self._params = params
+        self._left_until = left_until
         self._places = asyncio.Semaphore(params.max_per_host)
         self._door = asyncio.Lock()
         self._opens_at = 0.0
@@ -53,8 +59,13 @@ class Host:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether too many images failed in a row."""
-        return self._num_failed >= self._params.give_up_after
+        """Whether too many images failed in a row, or it asked to be left alone."""
+        return self._num_failed >= self._params.give_up_after or self.left_for_s > 0
+
+    @property
+    def left_for_s(self) -> float:
+        """Seconds until it may be asked again."""
+        return max(0.0, self._left_until - time.time())
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -75,13 +86,39 @@ class Host:
         """Heed the Crawl-delay of a robots.txt, up to the limit."""
         self.delay_s = max(self.delay_s, min(crawl_delay_s, self._params.max_crawl_delay_s))
 
-    def give_up(self) -> None:
-        """Leave the host for this round."""
-        self._num_failed = self._params.give_up_after
+    def leave(self, until: float) -> None:
+        """Don't ask before that time, in seconds since 1970."""
+        self._left_until = max(self._left_until, until)
 
     def note(self, *, failed: bool) -> None:
         """Count an image that failed in a passing way; one that did not begins the count anew."""
         self._num_failed = self._num_failed + 1 if failed else 0
+
+
+class Waits:
+    """Until when hosts asked to be left alone: in a file, as it must be heeded in later rounds and after a kill too."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what the file holds; a line that a kill cut short is passed over."""
+        self._path = path
+        self._until: dict[str, float] = {}
+        with suppress(FileNotFoundError):
+            for line in path.read_text(errors="replace").splitlines():
+                with suppress(ValueError):
+                    host, until = line.split(" ")
+                    self._until[host] = float(until)
+
+    def until(self, host: str) -> float:
+        """When that is, in seconds since 1970; 0 for hosts that did not ask."""
+        return self._until.get(host, 0.0)
+
+    def add(self, host: str, seconds: float) -> float:
+        """Note that a host asked for that many seconds; returns until when."""
+        self._until[host] = max(self.until(host), time.time() + seconds)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as stream:
+            stream.write(f"\n{host} {self._until[host]:.3f}\n")
+        return self._until[host]
 
 
 def pause_s(params: PolitenessParams, url: str, num_failed: int) -> float:

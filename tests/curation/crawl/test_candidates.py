@@ -193,17 +193,17 @@ def test_refused_domains_come_from_files_too(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     file = DomainFile(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     domains = {"ads.example", "more.example", "localhost", "plain.example", "w.example", "xn--bcher-kva.example"}
-    assert refused_domains([".Bücher.example."], [file], stage="crawl") == domains
+    assert refused_domains([".Bücher.example."], [file]) == domains
     result = crawl_page(tmp_path, '<img src="//a.ads.example/x"><img src="y">', refused_domain_files=[file])
     assert result.reasons == ["refused_domain"]
     with pytest.raises(InputError, match=r"sha256 .* check the file"):
-        refused_domains([], [DomainFile(path=str(path), sha256="0" * 64)], stage="crawl")
+        refused_domains([], [DomainFile(path=str(path), sha256="0" * 64)])
     with pytest.raises(InputError, match=r"nowhere can't be read"):
-        refused_domains([], [DomainFile(path="nowhere", sha256="0" * 64)], stage="crawl")
+        refused_domains([], [DomainFile(path="nowhere", sha256="0" * 64)])
     path.write_text("a.example\nno domain/at all\n")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(InputError, match=r"line 2 of .* has 'domain/at', which is no domain"):
-        refused_domains([], [DomainFile(path=str(path), sha256=digest)], stage="crawl")
+        refused_domains([], [DomainFile(path=str(path), sha256=digest)])
 
 
 def test_parts_change_nothing(tmp_path: Path) -> None:
