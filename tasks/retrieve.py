@@ -15,7 +15,8 @@ Run:   python -m tasks.retrieve --download data/download --filter data/filter --
 Cost:  k-means is n x num_clusters x d multiplications an iteration, the search n x seeds x d once; then one copy of the
        chosen images. All of it is shared by the job's processes, with the same result for any number of them, but not
        by an array: k-means needs its processes to talk. Descriptors are read a block at a time, from where the store
-       is; tables are streamed. Memory of a process: benchmarks/results/retrieve_memory.md, and some 100 bytes a seed.
+       is; tables are streamed. A killed job goes on from the last iteration of k-means, or piece of the search, that was
+       saved: one a minute. Memory of a process: benchmarks/results/retrieve_memory.md, and some 100 bytes a seed.
        On a GPU only its k-means was run (benchmarks/results/gpu.md).
 """
 
@@ -120,16 +121,20 @@ def _curate(
     from dinov2.curation.retrieve.choose import FATES, TAKEN, balanced, by_seeds
     from dinov2.curation.retrieve.curated import CuratedRows, left_out, read_seeds
     from dinov2.curation.retrieve.packing import pack, packing_parts
+    from dinov2.curation.retrieve.saved import Saved
     from dinov2.distributed import all_reduce_sum, rank, world_size
 
+    saved = Saved(work / "saved", device)
     good, blocks = _usable(pool, "pool", inputs["embed"], store, device)
     if params.choose.kind == "seeds":
         usable, seed_blocks = _usable(seeds, "seeds", inputs["embed"], store, device)
         given = read_seeds(seeds, np.flatnonzero(usable))
-        chosen = by_seeds(params.clusters, params.choose, blocks, given.sources, seed_blocks, device=device)
+        chosen = by_seeds(
+            params.clusters, params.choose, blocks, given.sources, seed_blocks, device=device, saved=saved
+        )
     else:
         given = read_seeds(seeds, np.arange(num_rows(seeds)))
-        chosen = balanced(params.clusters, params.choose, blocks, device)
+        chosen = balanced(params.clusters, params.choose, blocks, device=device, saved=saved)
     fate = np.full(len(good), FATES.index("bad_descriptor"), np.int8)
     fate[good] = chosen.fate
     curated = CuratedRows(pool, fate, chosen, given, include_seeds=params.include_seeds)

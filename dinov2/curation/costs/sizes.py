@@ -97,6 +97,7 @@ class Sizes(NamedTuple):
     num_iterations: int
     neighbors: int
     record_rows: int
+    host_parts: int
     crawl_mb: float
     shard_mb: int
 
@@ -120,6 +121,7 @@ def read_sizes(file: Path, assumed: Assumed) -> Sizes:
         embed_rows=assumed.part_images or _value(values, "embed", "block_rows"),
         filter_rows=assumed.part_images or _value(values, "filter", "part_images") or 0,
         record_rows=assumed.part_images or _value(values, "download", "records_per_part") or 0,
+        host_parts=_value(values, "download", "num_parts"),
         crawl_mb=assumed.crawl_mb or _value(values, "crawl", "part_mb") or 0,
         sample_rows=assumed.sample_rows or _value(values, "dedup", "sample_rows") or 0,
         shard_mb=_value(values, "retrieve", "shard_mb"),

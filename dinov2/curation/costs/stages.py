@@ -29,8 +29,8 @@ IMAGE_MEMORY, SEED_MEMORY, CANDIDATE_MEMORY = 150, 100, 100
 their arrays, sorting included: benchmarks/results/retrieve_memory.md."""
 GROUP_MEMORY = 1e9
 """Of a row group of a table that is written, at most."""
-ROW_MEMORY = 2000
-"""Of a row of a table as Python objects: those of one part."""
+ROW_MEMORY, OUTCOME_MEMORY = 2000, 1000
+"""Of a row of a table as Python objects: those of one part; and of a fetched image, in the part of its host."""
 FLOAT16, FLOAT32 = 2, 4
 
 
@@ -62,6 +62,7 @@ def crawl(sizes: Sizes, rates: Rates) -> list[Work]:
     pages, records = a.images / a.images_per_page, a.images * RECORD_BYTES
     html = pages * a.page_kb * 1e3
     return [
+        Work("hashing the crawl", read=html),
         Work("pages", core_s=pages / rates.crawl, read=html, written=records, parts=_parts(html / 1e6, sizes.crawl_mb)),
         Work("each URL once", read=records, written=records, memory=a.images * URL_MEMORY, lone_s=a.images * URL_S),
     ]
@@ -71,8 +72,10 @@ def download(sizes: Sizes, rates: Rates) -> list[Work]:
     """Images are fetched and packed; the bytes are written as parts and read once more into shards."""
     a = sizes.assumed
     stored = a.images * a.image_kb * 1e3
+    records = min(sizes.record_rows or a.images, a.images) * ROW_MEMORY
     return [
         Work("fetch", core_s=a.images / rates.download, fetched=stored, written=2 * stored, read=stored,
+             memory=max(records, a.images / sizes.host_parts * OUTCOME_MEMORY),
              parts=_parts(a.images, sizes.record_rows)),
     ]  # fmt: skip
 
@@ -83,7 +86,7 @@ def filter(sizes: Sizes, rates: Rates) -> list[Work]:
     part = min(sizes.filter_rows or a.images, a.images)
     return [
         Work("looks", core_s=a.images / rates.filter, read=a.images * a.image_kb * 1e3, written=a.images * ROW_BYTES,
-             memory=part * ROW_BYTES, parts=_parts(a.images, part)),
+             memory=part * ROW_MEMORY, parts=_parts(a.images, part)),
         Work("hashes", read=a.images * (sizes.hash_bytes + ROW_BYTES), written=a.images * ROW_BYTES,
              memory=a.images * HASH_MEMORY, lone_s=a.images * HASH_S),
     ]  # fmt: skip
@@ -94,6 +97,7 @@ def embed(sizes: Sizes, rates: Rates) -> list[Work]:
     a = sizes.assumed
     images, dims = a.images + a.seeds + a.evaluation, sizes.copy_dims + sizes.semantic_dims
     return [
+        Work("hashing seeds", read=(a.seeds + a.evaluation) * a.image_kb * 1e3),
         Work("descriptors", flops=images * (sizes.copy_gflop + sizes.semantic_gflop) * 1e9, core_s=images / rates.embed,
              read=images * a.image_kb * 1e3, written=images * (dims * FLOAT16 + ROW_BYTES),
              memory=min(sizes.embed_rows, images) * dims * FLOAT32, parts=_parts(images, sizes.embed_rows),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dinov2.curation.params import BalancedParams, ClusterParams
 from dinov2.curation.retrieve.blocks import Blocks, InMemory
 from dinov2.curation.retrieve.cluster import assign, spherical_kmeans
+from dinov2.curation.retrieve.saved import Saved
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +30,32 @@ class Tree(NamedTuple):
     """The cluster of the next coarser level that each cluster of a level is in; finest first, none for the coarsest."""
 
 
-def grow_tree(blocks: Blocks, clusters: ClusterParams, balance: BalancedParams, device: torch.device) -> Tree:
+def grow_tree(
+    blocks: Blocks, clusters: ClusterParams, balance: BalancedParams, device: torch.device, saved: Saved | None = None
+) -> Tree:
     """`clusters.num_clusters` clusters of the vectors, then `balance.coarser` clusters of clusters."""
-    finest = _level(blocks, clusters.num_clusters, clusters, balance, device)
+
+    def level(points: Blocks, num: int) -> NDArray[np.float32]:
+        return _level(points, clusters.model_copy(update={"num_clusters": num}), balance, device, saved)
+
+    finest = level(blocks, clusters.num_clusters)
     below, parents = finest, []
     for num in balance.coarser:
         points = InMemory(below)
-        above = _level(points, num, clusters, balance, device)
+        above = level(points, num)
         parents.append(assign(points, above, precision=clusters.precision, device=device)[0])
         below = above
     return Tree(finest, parents)
 
 
 def _level(
-    points: Blocks, num_clusters: int, clusters: ClusterParams, balance: BalancedParams, device: torch.device
+    points: Blocks, clusters: ClusterParams, balance: BalancedParams, device: torch.device, saved: Saved | None
 ) -> NDArray[np.float32]:
     """Centroids of points; after the first k-means, of the few points of each cluster that are nearest its centroid."""
 
     def centroids_of(chosen: Blocks) -> NDArray[np.float32]:
-        asked = clusters.model_copy(update={"num_clusters": num_clusters})
-        return spherical_kmeans(chosen, **asked.model_dump(), device=device).centroids
+        computation = saved.next() if saved is not None else None
+        return spherical_kmeans(chosen, **clusters.model_dump(), device=device, saved=computation).centroids
 
     centroids = centroids_of(points)
     for _ in range(balance.num_resamplings):

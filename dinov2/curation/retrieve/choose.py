@@ -12,6 +12,7 @@ from dinov2.curation.params import BalancedParams, ClusterParams, SeededParams
 from dinov2.curation.retrieve.balance import balanced_sample, grow_tree
 from dinov2.curation.retrieve.blocks import Blocks
 from dinov2.curation.retrieve.cluster import assign, spherical_kmeans
+from dinov2.curation.retrieve.saved import Saved
 from dinov2.curation.retrieve.seeds import CLUSTER, SAMPLE, Seeds, retrieve, strategies
 
 log = logging.getLogger(__name__)
@@ -47,15 +48,16 @@ def by_seeds(
     seed_blocks: Blocks,
     *,
     device: torch.device,
+    saved: Saved,
 ) -> Chosen:
     """What the seeds, each of a source, retrieve. To be called by all processes, which all get the result."""
-    centroids = spherical_kmeans(pool, **clusters.model_dump(), device=device).centroids
+    centroids = spherical_kmeans(pool, **clusters.model_dump(), device=device, saved=saved.next()).centroids
     index, near = assign(pool, centroids, precision=clusters.precision, device=device)
     objective = float(near.mean(dtype=np.float64))
     del near
     seed_clusters, _ = assign(seed_blocks, centroids, precision=clusters.precision, device=device)
     given = Seeds(seed_blocks, sources, seed_clusters)
-    choices = retrieve(choose, seeds=given, pool=pool, pool_clusters=index, device=device)
+    choices = retrieve(choose, seeds=given, pool=pool, pool_clusters=index, device=device, saved=saved.next())
     fate = np.full(len(index), FATES.index("not_retrieved"), np.int8)
     fate[choices.over_quota] = FATES.index("source_full")
     fate[choices.pool] = TAKEN
@@ -73,9 +75,11 @@ def by_seeds(
     return Chosen(fate, origin, choices.seed, choices.cosine, cluster, centroids, seed_clusters, metrics)
 
 
-def balanced(clusters: ClusterParams, choose: BalancedParams, pool: Blocks, device: torch.device) -> Chosen:
+def balanced(
+    clusters: ClusterParams, choose: BalancedParams, pool: Blocks, *, device: torch.device, saved: Saved
+) -> Chosen:
     """An even sample of the pool. To be called by all processes, which all get the result."""
-    tree = grow_tree(pool, clusters, choose, device)
+    tree = grow_tree(pool, clusters, choose, device, saved)
     index, cosine = assign(pool, tree.centroids, precision=clusters.precision, device=device)
     chosen = np.flatnonzero(balanced_sample(tree, index, cosine, choose, clusters.seed))
     if len(chosen) < choose.num_images:

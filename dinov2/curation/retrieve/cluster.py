@@ -22,6 +22,7 @@ from dinov2.curation.params import Precision
 from dinov2.curation.retrieve.blocks import Blocks, own_blocks, rows_of
 from dinov2.curation.retrieve.first_centroids import first_centroids
 from dinov2.curation.retrieve.nearest import Centroids, on_grid
+from dinov2.curation.retrieve.saved import Computation
 from dinov2.distributed import all_reduce_sum
 
 log = logging.getLogger(__name__)
@@ -40,21 +41,24 @@ class Clusters(NamedTuple):
 
 
 def spherical_kmeans(
-    blocks: Blocks, *, num_clusters: int, num_iterations: int, seed: int, precision: Precision, device: torch.device
-) -> Clusters:
+    blocks: Blocks, *, num_clusters: int, num_iterations: int, seed: int, precision: Precision, device: torch.device,
+    saved: Computation | None = None,
+) -> Clusters:  # fmt: skip
     """k-means by cosine; appendix A.4 of the paper clusters the pool with it. To be called by all processes together.
 
     A cluster that loses all its vectors starts again beside the largest. Fewer vectors than `num_clusters` are a
-    cluster each.
+    cluster each. It goes on from what is `saved`: where the centroids are; what is nearest to them is found out anew.
     """
     num = blocks.num_rows()
     own = own_blocks(blocks)
-    centroids = first_centroids(blocks, min(num_clusters, num), seed, device)
+    before = saved.load() if saved is not None else None
+    if before is None:
+        centroids = first_centroids(blocks, min(num_clusters, num), seed, device)
+        before = {"centroids": centroids, "moved": np.ones(len(centroids), bool), "objective": np.empty(0)}
+    centroids, moved, objective = before["centroids"], before["moved"], before["objective"].tolist()
     assignment = {number: torch.empty(0, dtype=torch.int32) for number in own}
     sums = np.zeros(centroids.shape, np.float64)
     sizes = np.zeros(len(centroids), np.int64)
-    moved = np.ones(len(centroids), bool)
-    objective: list[float] = []
     while moved.any() and len(objective) < num_iterations:
         state = _State(centroids, moved, precision, device)
         for number in own:
@@ -67,6 +71,8 @@ def spherical_kmeans(
         updated = _updated(sums, sizes, centroids)
         moved, centroids = (updated != centroids).any(axis=1), updated
         log.info("k-means %d: cosine %.6f, %d centroids moved", len(objective), objective[-1], moved.sum())
+        if saved is not None:
+            saved.save(centroids=centroids, moved=moved, objective=objective)
     return Clusters(centroids, objective)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dinov2.curation.params import SeededParams
 from dinov2.curation.retrieve.balance import first_of_each
 from dinov2.curation.retrieve.blocks import Blocks, own_blocks, rows_of, unit
+from dinov2.curation.retrieve.saved import Computation
 from dinov2.distributed import world_size
 from dinov2.search import top_k
 
@@ -60,6 +61,14 @@ class Candidates(NamedTuple):
     cosine: Float[np.ndarray, " c"]
 
 
+class Piece(NamedTuple):
+    """Seeds that are searched for at a time."""
+
+    seeds: Int[np.ndarray, " s"]
+    quota: int
+    by_cluster: bool
+
+
 NONE = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
@@ -76,22 +85,34 @@ def retrieve(
     pool: Blocks,
     pool_clusters: Int[np.ndarray, " n"],
     device: torch.device,
+    saved: Computation | None = None,
 ) -> Choices:
     """Pool images that the seeds bring in, each by its most similar seed; equals go to the earlier row.
 
-    To be called by all processes, which share the blocks and all get the result.
+    To be called by all processes, which share the blocks and all get the result. It goes on from what is `saved`: what
+    some of the seeds bring in.
     """
     strategy = strategies(seeds.sources, params.sample_based_from)
     by_sample = np.array([strategy[source] == SAMPLE for source in seeds.sources])
-    best = NONE
-    for found in _Search(params, seeds, pool, pool_clusters, device).pieces(by_sample):
-        best = _best_of_images(best, found)
-    seed, image, cosine = best
+    search = _Search(params, seeds, pool, pool_clusters, device)
+    seed, image, cosine = _found(search, search.pieces(by_sample), saved)
     number = {source: place for place, source in enumerate(strategy)}
     source_of_seed = np.array([number[source] for source in seeds.sources])
     quota = np.full(len(number), len(image) if params.max_per_source is None else params.max_per_source)
     kept = first_of_each(source_of_seed[seed], -cosine, quota)
     return Choices(image[kept], seed[kept], cosine[kept], ~by_sample[seed[kept]], image[~kept])
+
+
+def _found(search: "_Search", pieces: list[Piece], saved: Computation | None) -> Candidates:
+    """What all pieces find, each image once."""
+    best, num_done, before = NONE, 0, saved.load() if saved is not None else None
+    if before is not None and before["num_pieces"] == len(pieces):
+        best, num_done = Candidates(before["seed"], before["image"], before["cosine"]), int(before["num_done"])
+    for piece in pieces[num_done:]:
+        best, num_done = _best_of_images(best, search.piece(piece)), num_done + 1
+        if saved is not None:
+            saved.save(**best._asdict(), num_done=num_done, num_pieces=len(pieces))
+    return best
 
 
 def _best_of_images(*parts: Candidates) -> Candidates:
@@ -163,19 +184,21 @@ class _Search:
     ) -> None:
         self.params, self.seeds, self.pool, self.pool_clusters, self.device = params, seeds, pool, pool_clusters, device
 
-    def pieces(self, by_sample: NDArray[np.bool_]) -> Iterator[Candidates]:
-        """Of the whole pool, some seeds at a time: those by cluster in order of clusters, so that few are looked at."""
+    def pieces(self, by_sample: NDArray[np.bool_]) -> list[Piece]:
+        """All seeds, some at a time: those by cluster in order of clusters, so that few are looked at."""
         others = np.flatnonzero(~by_sample)
         others = others[np.argsort(self.seeds.clusters[others], kind="stable")]
         kinds = ((np.flatnonzero(by_sample), self.params.num_neighbors, False),
                  (others, self.params.num_from_cluster, True))  # fmt: skip
-        for rows, quota, by_cluster in kinds:
-            num = max(1, PIECE // quota)
-            for start in range(0, len(rows), num):
-                yield self._piece(rows[start : start + num], quota, by_cluster)
+        return [
+            Piece(rows[start : start + max(1, PIECE // quota)], quota, by_cluster)
+            for rows, quota, by_cluster in kinds
+            for start in range(0, len(rows), max(1, PIECE // quota))
+        ]
 
-    def _piece(self, seeds: NDArray[np.int64], quota: int, by_cluster: bool) -> Candidates:
-        """Of these seeds; processes share the blocks of the pool."""
+    def piece(self, piece: Piece) -> Candidates:
+        """What these seeds take of the whole pool; processes share its blocks."""
+        seeds, quota, by_cluster = piece
         vectors = self._on_device(unit(self.seeds.vectors.take(seeds)))
         clusters = self.seeds.clusters[seeds]
         nearest = _Nearest(len(seeds), quota)
