@@ -117,7 +117,7 @@ def label_of(number: int) -> str | None:
 def retrieve(root: Path, kind: str, num_images: int, queue: Any) -> None:
     """Run the stage; answers with its peak memory in bytes, processor seconds, numbers of images and the digest."""
     store = Store(StoreParams(url=str(root / "store"), cache=str(root / "cache"), remote=None))
-    inputs = {name: root / name for name in ("download", "filter", "dedup", "embed")}
+    inputs = {name: root / name for name in ("crawl", "download", "filter", "dedup", "embed", "evaluation")}
     out = root / f"out-{kind}"
     out.mkdir()
     started = time.process_time()

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from dinov2.data.sources import SUFFIXES
+from dinov2.files import files_below
 from dinov2.params import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MIMES = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 EVALUATION_SHARE = 0.2
 SEEDS_SHARE = 0.15
@@ -57,7 +58,7 @@ def scan_folder(folder: Path) -> Folder:
         raise InputError(f"IMAGES: {folder} does not exist; give a folder of photographs")
     if not folder.is_dir():
         raise InputError(f"IMAGES: {folder} is a file; give the folder that holds the photographs")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = [path for name in files_below(folder) if not (path := folder / name).name.startswith(".")]
     if not files:
         raise InputError(f"IMAGES: {folder} is empty; give a folder of photographs")
     photos: dict[str, list[Photo]] = {}

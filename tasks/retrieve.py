@@ -1,7 +1,7 @@
 """Choose the pool images that are like the curated seeds, or an even sample of the pool; pack them into new shards.
 
-In:    --dedup unique pool and seeds; --embed their semantic descriptors; of --download and --filter what they removed,
-       for the page
+In:    --dedup unique pool and seeds; --embed their semantic descriptors; for the page --evaluation images, and what
+       --crawl, --download and --filter removed
 Out:   manifest.parquet   CURATED: the seeds (origin seed), then the chosen images in the order of the pool (origin
                           sample, cluster or balanced) with the seed that chose it and its source, cosine and cluster
        removed.parquet    the rest of the pool: not_retrieved or not_sampled; source_full where only max_per_source kept
@@ -10,13 +10,13 @@ Out:   manifest.parquet   CURATED: the seeds (origin seed), then the chosen imag
        centroids.npy      the pool's clusters
        inspect.html       seeds beside their nearest pool images, copies, removals: to set thresholds, N and M by
        blobs.json         the shards
-Run:   python -m tasks.retrieve --download data/download --filter data/filter --dedup data/dedup --embed data/embed \
-           --out data/retrieve
+Run:   python -m tasks.retrieve --crawl data/crawl --download data/download --filter data/filter --dedup data/dedup \
+           --embed data/embed --evaluation inputs/demo/evaluation --out data/retrieve
 Cost:  k-means is n x num_clusters x d multiplications an iteration, the search n x seeds x d once; then one copy of the
        chosen images. All of it is shared by the job's processes, with the same result for any number of them, but not
        by an array: k-means needs its processes to talk. Descriptors are read a block at a time, from where the store
-       is; tables are streamed. A killed job goes on from the last iteration of k-means, or piece of the search, that was
-       saved: one a minute. Memory of a process: benchmarks/results/retrieve_memory.md, and some 100 bytes a seed.
+       is; tables are streamed. A killed job goes on from the last iteration of k-means, or piece of the search, that
+       was saved: one a minute. Memory of a process: benchmarks/results/retrieve_memory.md, and some 100 bytes a seed.
        On a GPU only its k-means was run (benchmarks/results/gpu.md).
 """
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from dinov2.curation.descriptors import SetName
     from dinov2.curation.retrieve.blocks import Blocks
 
-VERSION = 2
+VERSION = 3
 COLLECTIVE = True  # processes share k-means, the search and the packing
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,12 @@ class RetrieveParams(Params):
 def run(
     params: RetrieveParams,
     *,
+    crawl: Path,
     download: Path,
     filter: Path,
     dedup: Path,
     embed: Path,
+    evaluation: Path,
     out: Path,
     work: Path,
     store: Store,
@@ -104,14 +106,16 @@ def run(
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # the bounds in nearest.py count on it
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     device = local_device()
-    inputs = {"download": download, "filter": filter, "dedup": dedup, "embed": embed}
+    inputs = {"crawl": crawl, "download": download, "filter": filter, "dedup": dedup, "embed": embed}
     with process_group(device):
-        return _curate(params, pool, seeds, device, inputs=inputs, out=out, work=work, store=store)
+        return _curate(
+            params, pool, seeds, device, inputs=inputs, evaluation=evaluation, out=out, work=work, store=store
+        )
 
 
 def _curate(
     params: RetrieveParams, pool: Path, seeds: Path, device: "torch.device", *,
-    inputs: dict[str, Path], out: Path, work: Path, store: Store,
+    inputs: dict[str, Path], evaluation: Path, out: Path, work: Path, store: Store,
 ) -> Summary:  # fmt: skip
     """All of it, in every process; the first one writes."""
     import numpy as np
@@ -155,7 +159,9 @@ def _curate(
         packed = (batch for place in places for batch in read_batches(place, CURATED))
         write_pieces(out / "manifest.parquet", CURATED, packed)
         store.pin(out, distinct(out / "manifest.parquet", CURATED, "shard"))
-        page = inspection_page(params.inspect, {**inputs, "retrieve": out}, store, choose=params.choose.model_dump())
+        page = inspection_page(
+            params.inspect, {**inputs, "retrieve": out}, store, choose=params.choose.model_dump(), folders=(evaluation,)
+        )
         (out / "inspect.html").write_text(page)
     counts = {name: int(np.count_nonzero(fate == number)) for number, name in enumerate(FATES) if number != TAKEN}
     return Summary(

@@ -75,7 +75,7 @@ class TinyPipeline:
     def _calls(self, stage: str, given: dict[str, Path]) -> list[tuple[str, dict[str, str], dict[str, Path]]]:
         made = {**self.outputs, "evaluate": self.root / "data/evaluate", "crawl_records": self.outputs.get("crawl")}
         known = {**{name: path for name, path in made.items() if path is not None}, **given}
-        if stage == "report":
+        if stage in ("retrieve", "report"):
             known["crawl"] = self.outputs["crawl"]
         if stage != "evaluate":
             return [(stage, {}, known)]

@@ -25,13 +25,23 @@ from dinov2.params import InputError, load_section, read_yaml, validate
 from dinov2.render import rendered
 from dinov2.store import Store, StoreParams
 
-STAGES = ("download", "filter", "dedup", "retrieve")
+STAGES = ("crawl", "download", "filter", "embed", "dedup", "retrieve")
+REMOVED_BY = (  # title, stage, table of what was removed, table of what was kept
+    ("crawl", "crawl", "removed", "records"),
+    ("download", "download", "removed", "manifest"),
+    ("filter", "filter", "removed", "manifest"),
+    *((f"embed, {name}", "embed", f"removed/{name}", name) for name in ("pool", "seeds", "evaluation")),
+    ("dedup", "dedup", "removed", "manifest"),
+    ("dedup, seeds", "dedup", "seeds_removed", "seeds"),
+    ("retrieve", "retrieve", "removed", "manifest"),
+)
 
 
 class Group(NamedTuple):
-    """Some of the images that a stage removed for one reason."""
+    """Some of what a stage removed for one reason: images, or URLs that there are no bytes of."""
 
-    stage: str
+    title: str
+    """Of the stage, and of the set where it has several."""
     reason: str
     num: int
     share: float
@@ -84,20 +94,21 @@ def _params_of(outputs: Mapping[str, Path], stage: str) -> dict[str, Any]:
 
 
 def _groups(params: InspectParams, outputs: Mapping[str, Path]) -> list[Group]:
-    """Of every reason of every stage some removed images, most frequent first; dedup's copies have their own part."""
+    """Of every reason of every stage some of what was removed, most frequent first.
+
+    Copies in the pool have their own part. What has the bytes of another image is not shown: it would look like it.
+    """
     groups = []
-    for stage in STAGES:
+    for title, stage, removed, kept in REMOVED_BY:
         if stage not in outputs:
             continue
-        table = outputs[stage] / "removed.parquet"
-        reasons = sample_by(table, "reason", params.num_removed, params.seed)
+        reasons = sample_by(outputs[stage] / f"{removed}.parquet", "reason", params.num_removed, params.seed)
         not_seeds = ds.field("origin") != "seed" if stage == "retrieve" else None
-        kept = num_rows(outputs[stage] / "manifest.parquet", not_seeds)
-        given = kept + sum(num for num, _ in reasons.values())
+        given = num_rows(outputs[stage] / f"{kept}.parquet", not_seeds) + sum(num for num, _ in reasons.values())
         for reason, (num, rows) in sorted(reasons.items(), key=lambda item: (-item[1][0], item[0])):
-            is_copy = reason == "copy" or reason.startswith("evaluation_copy")
-            if any(row["id"] and row["id"] != row["witness_id"] for row in rows) and not is_copy:
-                groups.append(Group(stage, reason, num, num / given, rows))
+            is_copy = title == "dedup" and (reason == "copy" or reason.startswith("evaluation_copy"))
+            if not is_copy and not all(row["id"] and row["id"] == row["witness_id"] for row in rows):
+                groups.append(Group(title, reason, num, num / given, rows))
     return groups
 
 
@@ -128,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         params = validate(InspectParams, values, where=f"{options.params.name}: retrieve.inspect")
         evaluation = options.evaluation or Path(str(_value(options.params, "inputs", "evaluation")))
         store = Store(load_section(options.params, "store", StoreParams))
-        outputs = {stage: options.data / stage for stage in (*STAGES, "embed")}
+        outputs = {stage: options.data / stage for stage in STAGES}
         options.out.write_text(inspection_page(params, outputs, store, folders=(evaluation,)))
     except InputError as error:
         sys.stderr.write(f"inspect: {error}\n")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
-from curation_outputs import Outputs, on_circle, write_outputs
+from curation_outputs import Outputs, on_circle, picture, write_outputs
 
 from dinov2 import lookup
 from dinov2.curation.inspect import inspection_page, main
@@ -107,9 +107,37 @@ def test_page_stands_alone_and_is_the_same_again(outputs: Outputs) -> None:
     pages = [inspection_page(params(), outputs.folders, outputs.store) for _ in range(2)]
     assert pages[0] == pages[1]
     assert not re.search(r"""(src|href)=["']?http""", pages[0])
-    for text in ("filter: too small", "1 images, 10 % of what filter was given", "0.995: kept above this line"):
+    for text in ("filter: too small", "1 of them, 10 % of what it was given", "0.995: kept above this line"):
         assert text in pages[0]
-    assert "tdm header" not in pages[0]  # nothing was fetched, so there is nothing to see
+
+
+def test_what_was_never_fetched_is_shown_by_its_url(outputs: Outputs) -> None:
+    page = inspection_page(params(), outputs.folders, outputs.store)
+    for text in ("crawl: refused domain", "https://bad.example/x.jpg", "download: tdm header", "https://b.example/gone"):
+        assert text in page
+    assert "duplicate bytes" not in page  # two that look the same
+
+
+def test_removals_of_embed_and_of_seeds_are_shown(outputs: Outputs, tmp_path: Path) -> None:
+    shutil.copytree(outputs.data, tmp_path / "data")
+    torn = {"id": None, "url": "label/torn.jpg", "reason": "undecodable"}
+    write_table(tmp_path / "data/embed/removed/evaluation.parquet", REMOVED, [torn])
+    copied = {"id": outputs.ids["s1"], "reason": "evaluation_copy:held_out", "witness_id": outputs.ids["e0"]}
+    write_table(tmp_path / "data/dedup/seeds_removed.parquet", REMOVED, [{**copied, "url": "u"}])
+    page = inspection_page(params(), outputs._replace(data=tmp_path / "data").folders, outputs.store)
+    for text in ("embed, evaluation: undecodable", "label/torn.jpg", "dedup, seeds: evaluation copy:held out"):
+        assert text in page
+
+
+def test_evaluation_images_are_shown_beside_their_copies(outputs: Outputs, tmp_path: Path) -> None:
+    (tmp_path / "label").mkdir()
+    (tmp_path / "label/e0.jpg").write_bytes(picture(77))
+    without = inspection_page(params(), outputs.folders, outputs.store)
+    page = inspection_page(params(), outputs.folders, outputs.store, folders=(tmp_path,))
+    title = f'title="{outputs.ids["e0"]}"'
+    assert f"<span class=\"absent\" {title}>" in without
+    assert f"<span class=\"absent\" {title}>" not in page
+    assert re.search(f"<img src='data:image/jpeg;base64,[^']+' alt=\"\" {title}>", page)
 
 
 def test_stage_without_output_is_left_out_by_name(outputs: Outputs) -> None:

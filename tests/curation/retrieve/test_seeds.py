@@ -194,11 +194,12 @@ def inputs(tmp_path: Path, store: Store) -> dict[str, Path]:
     unique = [{name: row.get(name) for name in MANIFEST.names} for i, row in enumerate(rows["pool"]) if i != 5]
     write_table(dedup / "manifest.parquet", MANIFEST, unique)
     write_table(dedup / "seeds.parquet", EMBEDDED, rows["seeds"])
-    earlier = {name: tmp_path / name for name in ("download", "filter")}
+    (tmp_path / "evaluation").mkdir()
+    earlier = {name: tmp_path / name for name in ("crawl", "download", "filter")}
     for folder in earlier.values():
         write_table(folder / "manifest.parquet", MANIFEST, unique)
         write_table(folder / "removed.parquet", REMOVED, [])
-    return {**earlier, "dedup": dedup, "embed": embed}
+    return {**earlier, "dedup": dedup, "embed": embed, "evaluation": tmp_path / "evaluation"}
 
 
 def stage_params(**changes: int | float | None) -> RetrieveParams:
@@ -382,7 +383,7 @@ from dinov2.params import load_section
 dinov2.curation.retrieve.packing.SHARDS_A_PART = 1e-9
 params = load_section(work / "params.yaml", "retrieve", RetrieveParams)
 store = Store(StoreParams(url=str(work / "store"), cache=str(work / "cache"), remote=None))
-inputs = {name: work / name for name in ("download", "filter", "dedup", "embed")}
+inputs = {name: work / name for name in ("crawl", "download", "filter", "dedup", "embed", "evaluation")}
 run(params, **inputs, out=work / "out", work=work / "work", store=store)
 """
     (tmp_path / "params.yaml").write_text(json.dumps({"retrieve": stage_params().model_dump()}))
