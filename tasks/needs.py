@@ -91,7 +91,8 @@ def _uncounted(stage: str, jobs: int, resources: Resources, note: str) -> Need:
 
 def _of_curation(stage: str, params_file: Path, launch: LaunchParams, assumed: Assumed) -> Need:
     machines, resources = machines_of(launch, stage), launch.resources(stage)
-    costs = costs_of(stage, read_sizes(params_file, assumed), read_rates(assumed), machines)
+    found = costs_of(stage, read_sizes(params_file, assumed), read_rates(assumed), machines)
+    costs = [cost for cost in found if not cost.work.before_jobs]
     at_once = [1 if resources.workers == 1 else ceil(cost.processes / resources.num_tasks) for cost in costs]
     jobs = [min(resources.workers, ceil(cost.work.parts / resources.num_tasks)) for cost in costs]  # some come later
     memory = max(cost.work.memory for cost in costs)
@@ -101,7 +102,7 @@ def _of_curation(stage: str, params_file: Path, launch: LaunchParams, assumed: A
         stage=stage,
         jobs=sum(jobs) if resources.workers > 1 else 1,
         resources=resources,
-        hours=sum(cost.hours for cost in costs),
+        hours=sum(cost.hours for cost in found),
         held_jobs_hours=sum(hours),
         written_bytes=sum(cost.work.written for cost in costs),
         memory_bytes=memory,

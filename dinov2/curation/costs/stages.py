@@ -54,6 +54,8 @@ class Work(NamedTuple):
     """Operations a second of a core, where they were measured for this; None: those of products alone."""
     on_gpu: bool = False
     """Whether a GPU does the products, where there is one."""
+    before_jobs: bool = False
+    """Whether the submitting process does it, at its first start, before there is a job."""
 
 
 def crawl(sizes: Sizes, rates: Rates) -> list[Work]:
@@ -62,7 +64,7 @@ def crawl(sizes: Sizes, rates: Rates) -> list[Work]:
     pages, records = a.images / a.images_per_page, a.images * RECORD_BYTES
     html = pages * a.page_kb * 1e3
     return [
-        Work("hashing the crawl", read=html),
+        Work("hashing the crawl", read=html, before_jobs=True),
         Work("pages", core_s=pages / rates.crawl, read=html, written=records, parts=_parts(html / 1e6, sizes.crawl_mb)),
         Work("each URL once", read=records, written=records, memory=a.images * URL_MEMORY, lone_s=a.images * URL_S),
     ]
@@ -97,7 +99,7 @@ def embed(sizes: Sizes, rates: Rates) -> list[Work]:
     a = sizes.assumed
     images, dims = a.images + a.seeds + a.evaluation, sizes.copy_dims + sizes.semantic_dims
     return [
-        Work("hashing seeds", read=(a.seeds + a.evaluation) * a.image_kb * 1e3),
+        Work("hashing seeds", read=(a.seeds + a.evaluation) * a.image_kb * 1e3, before_jobs=True),
         Work("descriptors", flops=images * (sizes.copy_gflop + sizes.semantic_gflop) * 1e9, core_s=images / rates.embed,
              read=images * a.image_kb * 1e3, written=images * (dims * FLOAT16 + ROW_BYTES),
              memory=min(sizes.embed_rows, images) * dims * FLOAT32, parts=_parts(images, sizes.embed_rows),
