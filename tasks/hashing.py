@@ -24,9 +24,7 @@ NUM_THREADS = 8  # more than cores: files of a network's disk are waited for
 FILES_AT_ONCE = 1024
 SETTLED_NS = 2 * 10**9  # a file that changed this shortly before may change again under the same time
 ABSENT = "absent"  # in place of a hash, for a link to nowhere
-
-
-LINE = re.compile(r"([!-~]+) ([0-9]+/[0-9]+/[0-9]+)? ([0-9a-f]{64})\n")
+LINE = re.compile(r"([!-~]+) ([0-9]+/[0-9]+/[0-9]+)? ([0-9a-f]{64})\n")  # name, state, hash
 
 
 class Hashed(NamedTuple):
