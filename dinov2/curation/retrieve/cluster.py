@@ -55,6 +55,8 @@ def spherical_kmeans(
     if before is None:
         centroids = first_centroids(blocks, min(num_clusters, num), seed, device)
         before = {"centroids": centroids, "moved": np.ones(len(centroids), bool), "objective": np.empty(0)}
+        if saved is not None:
+            saved.save(**before)
     centroids, moved, objective = before["centroids"], before["moved"], before["objective"].tolist()
     assignment = {number: torch.empty(0, dtype=torch.int32) for number in own}
     sums = np.zeros(centroids.shape, np.float64)

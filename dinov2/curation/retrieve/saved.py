@@ -45,7 +45,7 @@ class Computation:
         """What was saved last, if anything was; the same in all processes, which call this together."""
         box: list[Arrays | None] = [None]
         if rank() == 0 and self._path.exists():
-            with np.load(self._path) as arrays:
+            with self._path.open("rb") as stream, np.load(stream) as arrays:  # np.load leaves a damaged file open
                 box[0] = dict(arrays)
         if world_size() > 1:
             dist.broadcast_object_list(box, src=0, device=self._device)

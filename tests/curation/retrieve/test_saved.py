@@ -16,6 +16,8 @@ from dinov2.curation.retrieve.blocks import InMemory
 from dinov2.curation.retrieve.cluster import spherical_kmeans
 from dinov2.curation.retrieve.saved import Computation, Saved
 from dinov2.curation.retrieve.seeds import Choices, Seeds, retrieve
+from tasks.damage import damage_forgotten
+from tasks.follow import JobFailedError
 
 CPU = torch.device("cpu")
 CLUSTERS = ClusterParams(seed=0, num_clusters=20, num_iterations=8, precision="fp32")
@@ -157,3 +159,21 @@ def test_states_are_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.Monke
     assert found is not None
     assert found["number"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["1.npz"]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 500])
+def test_a_state_that_was_cut_short_is_removed_and_made_again(tmp_path: Path, num_bytes: int) -> None:
+    rows = vectors(400, 0)
+
+    def found() -> bytes:
+        states = Saved(tmp_path / "work" / "saved", CPU)
+        clusters = spherical_kmeans(InMemory(rows), **CLUSTERS.model_dump(), device=CPU, saved=states.next())
+        return clusters.centroids.tobytes()
+
+    alone = found()
+    (state,) = (tmp_path / "work" / "saved").iterdir()
+    state.write_bytes(state.read_bytes()[:num_bytes])
+    with pytest.raises(JobFailedError, match="damaged; start it again"), damage_forgotten(tmp_path / "work"):
+        found()
+    assert not state.exists()
+    assert found() == alone
