@@ -71,13 +71,16 @@ class Client:
 
     @asynccontextmanager
     async def ask(self, url: str, accept: str) -> AsyncIterator[Answer]:
-        """The answer to one request, in its host's turn; raises as `answer.ask` does."""
-        async with (
-            self.visit(url) as pool,
-            self.host(url).turn(),
-            ask(pool, url, self.http, accept=accept, folder=self._folder) as answer,
-        ):
-            yield answer
+        """The answer to one request, in its host's turn; raises as `answer.ask` does.
+
+        Raises PassingError with `host_given_up` if the host asked to be left alone, be it while this one waited.
+        """
+        host = self.host(url)
+        async with self.visit(url) as pool, host.turn():
+            if host.left_for_s > 0:
+                raise PassingError("host_given_up")
+            async with ask(pool, url, self.http, accept=accept, folder=self._folder) as answer:
+                yield answer
 
     def _pool(self) -> httpcore.AsyncConnectionPool:
         size = self.politeness.max_per_host
@@ -91,7 +94,7 @@ class Client:
 
     async def retried(self, url: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """What `attempt`, which asks for `url`, gives at last; raises the PassingError of the last one."""
-        num_failed = 0
+        num_failed, host = 0, self.host(url)
         while True:
             try:
                 return await attempt()
@@ -99,11 +102,14 @@ class Client:
                 num_failed += 1
                 asked_s = error.retry_after_s or 0.0
                 if asked_s > self.politeness.max_pause_s:
-                    self.host(url).leave(self._waits.add(host_of(url), asked_s))
-                    raise
-                if num_failed >= self.politeness.max_attempts:
+                    host.leave(self._waits.add(host_of(url), asked_s))
+                if host.left_for_s > 0:
                     raise
                 pause = max(asked_s, pause_s(self.politeness, url, num_failed))
                 if asked_s or error.reason == "too_many_requests":  # said for the host, not for this image
-                    self.host(url).hold(pause)
+                    host.hold(pause)
+                if num_failed >= self.politeness.max_attempts:
+                    if asked_s:
+                        self._waits.add(host_of(url), asked_s)  # the next round may begin before that
+                    raise
             await asyncio.sleep(pause)

@@ -64,9 +64,9 @@ def fetch_all(
 
     Reasons that may pass: `server_error`, `too_many_requests`, `timed_out`, `unreachable`, `broken_response`,
     `robots_unavailable`, `host_given_up`. Others: `bad_status`, `not_an_image`, `malformed_image`, `too_large`,
-    `too_many_pixels`, `too_slow`, `too_many_redirects`, `bad_redirect`, `refused_domain` (of a redirect),
-    `private_address`, `content_encoding`, `robots_txt`, `tdm_file`, and those of `headers_opt_out`. Large bodies lie in
-    `folder` while they come.
+    `too_many_pixels`, `too_slow`, `too_many_redirects`, `bad_redirect`, `refused_domain` (of a redirect of the image or
+    of its site's rules), `private_address`, `content_encoding`, `robots_txt`, `tdm_file`, and those of
+    `headers_opt_out`. Large bodies lie in `folder` while they come.
     """
     missing = [image for image in wanted if image.position not in log.outcomes]
     if missing:
@@ -83,7 +83,7 @@ class _Round:
         self._log = log
         self._part = part
         self._client = client
-        self._sites = Sites(self._client, limits.opt_out)
+        self._sites = Sites(self._client, limits.opt_out, limits.refused_domains)
         self._num_images = num_images
         self._num_done = 0
         self._started = self._said = time.monotonic()

@@ -18,7 +18,7 @@ from dinov2.curation.crawl.optout import (
     tdmrep_opt_out,
 )
 from dinov2.curation.crawl.robots import MAX_ROBOTS_BYTES, ROBOTS_PATH, Robots
-from dinov2.curation.crawl.urls import site_of
+from dinov2.curation.crawl.urls import is_refused_domain, site_of
 from dinov2.curation.download.answer import REDIRECTS, NoImageError, PassingError
 from dinov2.curation.download.client import Client
 
@@ -36,14 +36,16 @@ class Rules(NamedTuple):
 class Sites:
     """The rules of sites, asked for when the first image of one is."""
 
-    def __init__(self, client: Client, opt_out: OptOutParams) -> None:
+    def __init__(self, client: Client, opt_out: OptOutParams, refused_domains: frozenset[str]) -> None:
         self._client = client
         self._opt_out = opt_out
+        self._refused_domains = refused_domains
         self._rules: OrderedDict[str, asyncio.Task[Rules]] = OrderedDict()
 
     async def check(self, url: str) -> None:
         """Raise NoImageError (`robots_txt`, `tdm_file`) if the site of the canonical `url` forbids it.
 
+        Raises NoImageError with `refused_domain` if a refused domain has the rules: what they say is not known.
         Raises PassingError with `robots_unavailable`, or as a request for the image itself would.
         """
         rules = await self._of(url)
@@ -100,6 +102,8 @@ class Sites:
             if isinstance(found, bytes):
                 return found
             url = found
+            if is_refused_domain(url, self._refused_domains):
+                raise NoImageError("refused_domain")
         return b""
 
 

@@ -42,6 +42,37 @@ def test_a_host_that_asks_for_too_much_is_not_asked_again(tmp_path: Path, server
     assert sum(server.asked.values()) == 3
 
 
+def test_those_who_wait_for_their_turn_ask_no_more(tmp_path: Path, server: MisbehavingServer) -> None:
+    images = [record(server.url + "/busy/1000/a"), *records(server)[1:]]
+    result = run_download(tmp_path, images, politeness={"max_per_host": 4, "delay_s": 0.2})
+    assert set(result.reasons) == {"host_given_up"}
+    assert sum(server.asked.values()) == 3
+
+
+def test_those_who_pause_before_another_try_ask_no_more(tmp_path: Path, server: MisbehavingServer) -> None:
+    images = [record(server.url + path) for path in ("/status/503", "/busy/1000/a")]
+    politeness = {"max_per_host": 2, "max_attempts": 3, "backoff_s": 0.5}
+    run_download(tmp_path, images, politeness=politeness)
+    assert server.asked["/status/503"] == 1
+
+
+@pytest.mark.parametrize("num_others", [0, 3])
+def test_the_last_try_of_an_image_is_heeded_too(tmp_path: Path, server: MisbehavingServer, num_others: int) -> None:
+    """By the other images of the host, or by the next round."""
+    images = [record(server.url + "/busy/1/a"), *records(server)[1 : num_others + 1]]
+    result = run_download(tmp_path, images, politeness={"max_per_host": 1, "max_attempts": 1})
+    assert len(result.rows) == num_others + 1
+    assert server.times[3] - server.times[2] > 0.9
+
+
+def test_rules_in_a_refused_domain_are_not_asked_for(tmp_path: Path, server: MisbehavingServer) -> None:
+    server.robots = 302
+    server.site_headers = {"Location": "http://cdn.refused.example/robots.txt"}
+    result = run_download(tmp_path, records(server)[1:])
+    assert result.reasons == ["refused_domain"] * 5
+    assert set(server.asked) == {"/robots.txt"}
+
+
 def test_other_hosts_are_asked_meanwhile(tmp_path: Path) -> None:
     with serving() as busy, serving("127.0.0.2") as other:
         images = [*records(busy), *(record(f"{other.url}/status/503/{i}") for i in range(2))]
