@@ -48,6 +48,12 @@ def test_vit_has_the_operations_of_its_published_size() -> None:
     assert vit_gflop(model) == pytest.approx(2 * 17.56, rel=0.01)  # ViT-B/16: 17.56 G multiplications
 
 
+def test_download_holds_outcomes_of_its_hosts_and_what_comes_over_its_connections() -> None:
+    hosts = costs("download", images=1.024e9, part_images=1000)["fetch"].work
+    assert hosts.memory == 1e6 * 1200 + 512 * 2 * 2**20 + 50e6
+    assert costs("download", images=1e6, part_images=10**6)["fetch"].work.memory == 1e6 * 2000  # rows of a block
+
+
 def test_phase_of_one_part_gets_no_faster_by_more_machines() -> None:
     many = Machines(nodes=20, cores=10, gpus=8, workers=20)
     one, spread = (costs("dedup", some, images=1e9, block_rows=4 * 10**6) for some in (many._replace(nodes=1), many))

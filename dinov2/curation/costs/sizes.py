@@ -98,6 +98,8 @@ class Sizes(NamedTuple):
     neighbors: int
     record_rows: int
     host_parts: int
+    connections: int
+    max_image_bytes: int
     crawl_mb: float
     shard_mb: int
 
@@ -110,6 +112,7 @@ def read_sizes(file: Path, assumed: Assumed) -> Sizes:
     is_sscd = isinstance(copy, dict) and copy.get("kind") == "sscd"
     copy_mp = _value(values, "embed", "copy_descriptor", "size_px") ** 2 * LONGER_SIDE / 1e6
     model = _value(values, "bootstrap", "model") or {}
+    politeness = _value(values, "download", "politeness")
     return Sizes(
         assumed=assumed,
         copy_dims=assumed.copy_dims or _value(values, "embed", "copy_descriptor", "dims") or SSCD_DIMS,
@@ -122,6 +125,8 @@ def read_sizes(file: Path, assumed: Assumed) -> Sizes:
         filter_rows=assumed.part_images or _value(values, "filter", "part_images") or 0,
         record_rows=assumed.part_images or _value(values, "download", "records_per_part") or 0,
         host_parts=_value(values, "download", "num_parts"),
+        connections=politeness["max_hosts"] * politeness["max_per_host"],
+        max_image_bytes=_value(values, "download", "max_bytes"),
         crawl_mb=assumed.crawl_mb or _value(values, "crawl", "part_mb") or 0,
         sample_rows=assumed.sample_rows or _value(values, "dedup", "sample_rows") or 0,
         shard_mb=_value(values, "retrieve", "shard_mb"),
