@@ -29,7 +29,7 @@ def test_plan_of_params_yaml_has_every_stage_and_says_what_is_not_counted(capsys
     assert [name for name in rows(printed) if name != "in"] == list(STAGES)
     assert "1,000 images of an assumed 110 kB" in printed
     assert "without the time of bootstrap, pretrain, highres, distill, evaluate, report" in printed
-    assert rows(printed)["download"][-4:] == ["220", "MB", "2", "MB"]  # 2 x 1,000 x 110 kB; 1,000 rows
+    assert rows(printed)["download"][-4:] == ["220", "MB", "87.4", "MB"]  # 2 x 1,000 x 110 kB
 
 
 def test_hours_of_a_training_are_those_of_its_own_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ their arrays, sorting included: benchmarks/results/retrieve_memory.md."""
 GROUP_MEMORY = 1e9
 """Of a row group of a table that is written, at most."""
 ROW_MEMORY, OUTCOME_MEMORY = 2000, 1200
-"""Of a row of a table as Python objects: those of one part; and of a fetched image, in the part of its host: 1,212 were
-counted with URLs of 82 characters, while they are given."""
+"""Of a row of a table as Python objects: those of one part; and of a fetched image, in its host's part. Estimates."""
 BODY_MEMORY = 2**20
 """Of a connection, at most; there IN_MEMORY_BYTES. One body at a time is held whole besides."""
 FLOAT16, FLOAT32 = 2, 4
