@@ -79,7 +79,7 @@ class Case(NamedTuple):
         """Params of the stage."""
         values = {
             "semantic": {"kind": "ours", "precision": "fp32"}, "copy_descriptor": self.copy_descriptor,
-            "block_rows": BLOCK_ROWS, "batch_size": BATCH, "shard_mb": 100,
+            "block_rows": BLOCK_ROWS, "batch_size": BATCH, "shard_mb": 100, "may_be_empty": [],
         }  # fmt: skip
         return validate(EmbedParams, values, where="embed")
 
